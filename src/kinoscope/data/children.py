@@ -1,0 +1,177 @@
+"""Runs a function of this package in child processes that can be killed.
+
+A video decoder can spin for ever inside native code, where no thread or exception reaches it; only the end of its
+process does. ``multiprocessing`` would do, but its ``fork`` copies locks that torch's threads hold, and its ``spawn``
+runs the user's main script again. These children are plain interpreters that read calls from a pipe, as JSON lines, and
+end when the pipe closes, so also when the parent is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kinoscope.errors import KinoscopeError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one call: its value, or one clause that says why there is none."""
+
+    call: int
+    value: Any = None
+    fault: str | None = None
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_children(
+    function: str, calls: Sequence[Sequence[Any]], workers: int, time_limit: float | None = None
+) -> Iterator[Outcome]:
+    """Calls a function once for each element of ``calls`` and yields the outcomes as they come, in any order.
+
+    Args:
+        function: ``package.module:name``; its arguments and its value must survive JSON.
+        calls: the positional arguments of each call.
+        workers: number of child processes, at most.
+        time_limit: seconds after which a call is killed and reported; a new child goes on with the next.
+
+    Raises:
+        KinoscopeError: the function raised; what it is expected to meet, it returns.
+    """
+    todo = iter(enumerate(calls))
+    take = threading.Lock()
+    done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+    children: list[_Child | None] = [None] * max(1, min(workers, len(calls)))
+    stopped = threading.Event()
+
+    def work(slot: int) -> None:
+        try:
+            while not stopped.is_set():
+                with take:
+                    number, arguments = next(todo, (-1, ()))
+                if number < 0:
+                    return
+                child = children[slot]
+                if child is None or not child.alive():
+                    child = children[slot] = _Child(function)
+                done.put(child.call(number, arguments, time_limit))
+        except BaseException as error:  # it belongs to the thread that reads the outcomes
+            done.put(error)
+
+    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(len(children))]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in calls:
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+    finally:
+        stopped.set()
+        for slot, thread in enumerate(threads):
+            while thread.is_alive():  # a thread may have been about to start its child
+                _kill(children[slot])
+                thread.join(0.05)
+            _kill(children[slot])
+
+
+def _kill(child: _Child | None) -> None:
+    if child is not None:
+        child.kill()
+
+
+class _Child:
+    """One interpreter that serves calls of one function until it is killed."""
+
+    def __init__(self, function: str) -> None:
+        # -P keeps the working directory off sys.path: a file there must not stand in for a module.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from kinoscope.data.children import serve; serve()", function],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def call(self, number: int, arguments: Sequence[Any], time_limit: float | None) -> Outcome:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(time_limit, expire) if time_limit is not None else None
+        if timer is not None:
+            timer.start()
+        try:
+            self._process.stdin.write(json.dumps(arguments) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except (BrokenPipeError, ValueError):  # it died, or was killed, before it could read
+            answer = ""
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not answer:
+            code = self._process.wait()
+            if expired.is_set():
+                return Outcome(number, fault=f"took more than {time_limit:g} s and was stopped")
+            return Outcome(number, fault=f"ended the process that worked on it ({_name(code)})")
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise KinoscopeError(reply["error"])
+        return Outcome(number, value=reply["value"])
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None and not pipe.closed:
+                with contextlib.suppress(OSError):  # an unsent call to a child that is gone
+                    pipe.close()
+
+
+def _name(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"exit code {code}"
+
+
+def serve() -> None:
+    """The child's main loop: one call a line in, one reply a line out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not reach the replies
+    module, _, name = sys.argv[1].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    for line in sys.stdin:
+        try:
+            reply = {"value": function(*json.loads(line))}
+        except KinoscopeError as error:
+            reply = {"error": str(error)}
+        except Exception:
+            reply = {"error": f"{sys.argv[1]} failed in a child process:\n{traceback.format_exc()}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()

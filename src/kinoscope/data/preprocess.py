@@ -1,0 +1,218 @@
+"""From uint8 pixels to what a network sees, batched and on the device.
+
+Shape legend: B batch, C channels, T frames, H height, W width, S size of the crop, n crops.
+
+A ``Preprocess`` is saved with the run, because a trained network needs it: it says size, crop rule, mean and scale.
+Augmentation is asked for from outside, with keyed ``draws`` in [0, 1); without draws the result is the centre crop,
+which is also what ``predict`` uses. One sample's frames share one crop and one flip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Crops = Literal[1, 3, 5, 10]
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of JPEG and MPEG
+
+
+class Preprocess(nn.Module):
+    """Mean and scale: pixel p becomes (p/255 − mean)/std.
+
+    Args:
+        mean: of pixels on the scale 0 … 1, one number or one per channel.
+        std: as ``mean``; positive.
+        axes: axes after the channel axis, 2 for images and 3 for videos.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float], axes: int) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            numbers = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
+            self.register_buffer(name, torch.tensor(numbers).view(-1, *[1] * axes))
+        if not (self.std > 0).all():
+            raise ValueError(f"preprocess.std must be positive, got {std}")
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(…, C, [T,] H, W) pixels 0 … 255, uint8 or float → float32."""
+        if x.dtype != torch.uint8:
+            return (x - 255 * self.mean) / (255 * self.std)
+        return x.float().sub_(255 * self.mean).mul_(1 / (255 * self.std))  # in place: one pass over memory fewer
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """The way back, for pictures: (…, C, [T,] H, W) → float in [0, 1], clipped."""
+        return (x.float() * self.std + self.mean).clamp(0, 1)
+
+
+class ImagePreprocess(Preprocess):
+    """Images to ``channels`` × ``size`` × ``size``.
+
+    A side that lacks at most an eighth of itself on either side is padded with zeros (28 → 32: two pixels each, as
+    LeNet does), any other is resized (bilinear, antialiased). One channel is repeated into three; three become luma.
+
+    Args:
+        size: side of the square result in pixels.
+        channels: 1 or 3.
+        mean: of pixels on the scale 0 … 1.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        channels: Literal[1, 3] = 1,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+    ) -> None:
+        super().__init__(mean, std, axes=2)
+        if size < 1 or channels not in (1, 3):
+            raise ValueError(f"an image needs size >= 1 and 1 or 3 channels, got size={size}, channels={channels}")
+        self.size = size
+        self.channels = channels
+
+    def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Args: x: (B, C, H, W) uint8. draws: (B, 1), below ½ mirrors the image. Returns: (B, channels, S, S) float."""
+        x = self.fit(x)
+        if draws is not None:
+            x = mirror(x, draws[:, 0] < 0.5)
+        return self.normalise(x)
+
+    def fit(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, channels, S, S), still on the scale 0 … 255."""
+        if x.shape[1] == 1 and self.channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        elif x.shape[1] == 3 and self.channels == 1:
+            x = (x.float() * x.new_tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=1, keepdim=True)
+        elif x.shape[1] != self.channels:
+            raise ValueError(f"images have 1 or 3 channels, got {x.shape[1]}")
+        height, width = x.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return x
+        missing = self.size - height, self.size - width
+        if all(0 <= gap <= side / 4 for gap, side in zip(missing, (height, width), strict=True)):
+            top, left = missing[0] // 2, missing[1] // 2
+            return F.pad(x, (left, missing[1] - left, top, missing[0] - top))
+        return resize(x, (self.size, self.size))
+
+
+class VideoPreprocess(Preprocess):
+    """Clips to 3 × T × ``size`` × ``size``.
+
+    Args:
+        size: side of the square crop in pixels.
+        resize: what frames are resized to before the crop: the short side, or (height, width). The data set does it
+            while decoding; here only frames that arrive at another size are resized (bilinear, antialiased).
+        mean: of pixels on the scale 0 … 1.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        size: int = 112,
+        resize: int | Sequence[int] | None = (128, 171),
+        mean: float | Sequence[float] = 0.45,
+        std: float | Sequence[float] = 0.225,
+    ) -> None:
+        super().__init__(mean, std, axes=3)
+        self.size = size
+        self.resize = frame_size(resize)
+        if size < 1:
+            raise ValueError(f"a video needs size >= 1, got size={size}")
+        if self.resize is not None and size > min(self.resize if isinstance(self.resize, tuple) else (self.resize,)):
+            raise ValueError(f"a crop of size={size} does not fit into frames of resize={resize}")
+
+    def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
+        """One crop of every clip.
+
+        Args:
+            x: (B, C, T, H, W) uint8 at any resolution.
+            draws: (B, 2) places the crop (row, column); (B, 3) also mirrors the clip where the third is below ½.
+                Without draws the crop is the centre's.
+
+        Returns:
+            (B, C, T, S, S) float.
+        """
+        x = self.fit(x)
+        if draws is None:
+            return self.normalise(self._crop_at(x, 0.5, 0.5))
+        rooms = x.shape[-2] - self.size + 1, x.shape[-1] - self.size + 1
+        # A float32 draw can round up to 1.0, hence the clamp.
+        row, column = ((draws[:, i] * room).long().clamp_(max=room - 1) for i, room in enumerate(rooms))
+        windows = x.unfold(3, self.size, 1).unfold(4, self.size, 1)  # (B, C, T, H−S+1, W−S+1, S, S), no copy
+        x = windows[torch.arange(len(x), device=x.device), :, :, row, column]  # (B, C, T, S, S)
+        if draws.shape[1] > 2:
+            x = mirror(x, draws[:, 2] < 0.5)
+        return self.normalise(x)
+
+    def crops(self, x: Tensor, n: Crops = 1) -> Tensor:
+        """Test crops of every clip.
+
+        Args:
+            x: (B, C, T, H, W) uint8 at any resolution.
+            n: 1 the centre; 3 along the longer side; 5 the corners and the centre; 10 those and their mirror images.
+
+        Returns:
+            (B, n, C, T, S, S) float.
+        """
+        x = self.fit(x)
+        places: dict[int, list[tuple[float, float]]] = {
+            1: [(0.5, 0.5)],
+            3: [(0.5, c) for c in (0, 0.5, 1)] if x.shape[-1] >= x.shape[-2] else [(r, 0.5) for r in (0, 0.5, 1)],
+            5: [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)],
+        }
+        if n not in (1, 3, 5, 10):
+            raise ValueError(f"test crops are 1, 3, 5 or 10, got {n}")
+        views = torch.stack([self._crop_at(x, *place) for place in places[min(n, 5)]], dim=1)
+        return self.normalise(torch.cat([views, views.flip(-1)], dim=1) if n == 10 else views)
+
+    def fit(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) → the same at the resolution of ``resize``, still on the scale 0 … 255."""
+        height, width = target_size(x.shape[-2], x.shape[-1], self.resize)
+        if (height, width) != x.shape[-2:]:
+            frames = x.transpose(1, 2).flatten(0, 1)  # (B·T, C, H, W)
+            x = resize(frames, (height, width)).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        if min(height, width) < self.size:
+            raise ValueError(f"a crop of size={self.size} does not fit into frames of {height}×{width}: set resize")
+        return x
+
+    def _crop_at(self, x: Tensor, row: float, column: float) -> Tensor:
+        top, left = int((x.shape[-2] - self.size) * row), int((x.shape[-1] - self.size) * column)
+        return x[..., top : top + self.size, left : left + self.size]
+
+
+def frame_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | None:
+    """A ``resize`` as written in a config (a short side, [height, width] or null), as plain Python."""
+    if resize is None:
+        return None
+    sides = [resize] if isinstance(resize, int) else [int(side) for side in resize]
+    if len(sides) > 2 or not sides or min(sides) < 1:
+        raise ValueError(f"resize is a short side or [height, width] in pixels, got {resize}")
+    return sides[0] if isinstance(resize, int) else (sides[0], sides[-1])
+
+
+def target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) that frames of ``height`` × ``width`` get: as decoded, short side, or exact."""
+    if resize is None:
+        return height, width
+    if isinstance(resize, tuple):
+        return resize
+    scale = resize / min(height, width)
+    return max(resize, round(height * scale)), max(resize, round(width * scale))
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) → (N, C, *size) float32 on the scale 0 … 255; rounded, as a decoder would deliver them."""
+    return F.interpolate(x.float(), size=size, mode="bilinear", antialias=True).round_().clamp_(0, 255)
+
+
+def mirror(x: Tensor, where: Tensor) -> Tensor:
+    """Mirrors the samples (B, …, W) left to right for which ``where`` (B,) is true."""
+    return torch.where(where.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)

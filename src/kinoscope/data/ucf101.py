@@ -1,0 +1,274 @@
+"""UCF101's folders and lists: which video belongs to which class, group and subset.
+
+    <root>/UCF-101/<Class>/v_<Class>_gGG_cCC.avi      (or <root>/<Class>/…)
+    <root>/ucfTrainTestlist/classInd.txt, trainlist01..03.txt, testlist01..03.txt
+
+Soomro, Zamir, Shah: "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01, 2012.
+The clips of one group show the same scene and actor and are near-duplicates, so a group is never divided.
+
+Three quirks of the real thing: lists end their lines in CRLF; test lists have no label column; a class is written
+``HandstandPushups`` in one place and ``HandStandPushups`` in another. Names are therefore matched without regard to
+case. Copies of the data set often hold re-encoded videos or a part of the classes, so videos are matched by stem, and
+the videos of a list that are not there are counted and reported, unless ``missing="error"``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kinoscope.errors import Refusal
+
+SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+LISTS = "ucfTrainTestlist"
+SPLITS = (1, 2, 3)
+
+Subset = Literal["train", "validation", "test"]
+
+log = logging.getLogger("kinoscope")
+
+
+@dataclass(frozen=True)
+class VideoEntry:
+    """One video of a split.
+
+    Args:
+        path: relative to the root, with forward slashes.
+        label: position of its class among the chosen classes.
+        group: ``<Class>_gGG``; clips of one group are near-duplicates.
+        subset: where the split puts it.
+    """
+
+    path: str
+    label: int
+    group: str
+    subset: Subset
+
+
+def class_names(root: str | Path, classes: Sequence[str] | None = None) -> list[str]:
+    """The classes to learn, in the order and spelling of ``classInd.txt``; position is label.
+
+    Reads ``classInd.txt`` and one directory listing, and opens no video.
+
+    Args:
+        root: folder of the data set.
+        classes: names to choose, in any order and case; default: all that have a folder.
+
+    Raises:
+        Refusal: a folder or list is missing, or a class is unknown, not on disk or not listed.
+    """
+    listed = {name.lower(): name for name in _listed_classes(Path(root))}
+    folders = _class_folders(Path(root))
+    if classes is None:
+        strangers = sorted(folders[key] for key in folders.keys() - listed.keys())
+        if strangers:
+            raise Refusal(
+                f"{root}: the class folder {strangers[0]!r} is not in {LISTS}/classInd.txt"
+                f"{_near(strangers[0], listed.values())}; rename it, remove it, or choose data.classes."
+            )
+        chosen = set(folders)
+    else:
+        if isinstance(classes, str):
+            raise Refusal(f"data.classes must be a list of names, got the text {classes!r}.")
+        chosen = {str(name).lower() for name in classes}
+        for name in classes:
+            if str(name).lower() not in listed:
+                near = _near(str(name), listed.values())
+                raise Refusal(f"data.classes: {str(name)!r} is not in {LISTS}/classInd.txt of {root}{near}.")
+            if str(name).lower() not in folders:
+                have = ", ".join(sorted(folders.values())[:8]) or "none"
+                raise Refusal(f"data.classes: {str(name)!r} has no folder of videos in {root}; there are: {have}.")
+    if not chosen:
+        raise Refusal(
+            f"{root}: not one class folder with videos; expected {root}/UCF-101/<Class>/v_<Class>_g01_c01.avi."
+        )
+    return [name for key, name in listed.items() if key in chosen]
+
+
+def read_split(
+    root: str | Path,
+    split: int,
+    classes: Sequence[str] | None = None,
+    validation: float = 0.1,
+    missing: Literal["count", "error"] = "count",
+) -> list[VideoEntry]:
+    """The videos of one split that are on disk: training, validation, test, each in the order of its list.
+
+    Validation takes whole groups out of the training list: of every class about the share ``validation`` of its
+    groups, spread evenly over them, at least one where a class has more than one, and never all.
+
+    Args:
+        root: folder of the data set.
+        split: 1, 2 or 3.
+        classes: see ``class_names``.
+        validation: share of each class's training groups, 0 ≤ validation < 1.
+        missing: a listed video of a chosen class that is not on disk is counted and logged, or an error.
+
+    Raises:
+        Refusal: a folder, list or class is missing, or a class has no training video.
+    """
+    root = Path(root)
+    if not 0 <= validation < 1:
+        raise Refusal(f"data.validation is a share of the training groups, 0 <= validation < 1, got {validation}.")
+    names = class_names(root, classes)
+    entries, absent = _present(root, split, names)
+    if absent and missing == "error":
+        more = f", nor are {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise Refusal(f"{root}: split {split} lists {absent[0]}, which is not there{more}.")
+    for label in sorted(set(range(len(names))) - {entry.label for entry in entries if entry.subset == "train"}):
+        raise Refusal(
+            f"{root}: class {names[label]!r} has no training video of split {split}; leave it out of data.classes."
+        )
+    if absent:
+        total = len(entries) + len(absent)
+        log.warning("split %d names %d videos of these classes, %d are here.", split, total, len(entries))
+    return _hold_out(entries, validation)
+
+
+def fingerprint(root: str | Path, split: int, classes: Sequence[str] | None = None) -> str:
+    """Identity of the data of one split: sha256 over its lists, as used, and every video's path and size in bytes.
+
+    Files that the split does not use, line ends and the root's own path do not change it.
+    """
+    root = Path(root)
+    names = class_names(root, classes)
+    digest = hashlib.sha256("\n".join(names).encode())
+    entries, _ = _present(root, split, names)
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        size = (root / entry.path).stat().st_size
+        digest.update(f"\n{entry.path}\t{entry.subset}\t{entry.label}\t{size}".encode())
+    return digest.hexdigest()
+
+
+def _present(root: Path, split: int, names: Sequence[str]) -> tuple[list[VideoEntry], list[str]]:
+    """The listed videos of these classes that are on disk, and the listed paths that are not."""
+    labels = {name.lower(): label for label, name in enumerate(names)}
+    on_disk = _videos(root, names)
+    entries: list[VideoEntry] = []
+    absent: list[str] = []
+    subsets: list[Subset] = ["train", "test"]
+    for subset in subsets:
+        for listed in _listed_paths(root, split, subset):
+            folder, _, file = listed.rpartition("/")
+            if folder.lower() not in labels:
+                continue
+            path = on_disk[folder.lower()].get(Path(file).stem.lower())
+            if path is None:
+                absent.append(listed)
+            else:
+                label = labels[folder.lower()]
+                entries.append(VideoEntry(path, label, f"{names[label]}_{_group(file)}", subset))
+    return entries, absent
+
+
+def _hold_out(entries: list[VideoEntry], validation: float) -> list[VideoEntry]:
+    """Moves whole groups of each class's training videos to validation; no draws, so the same on every machine."""
+    groups: dict[int, set[str]] = {}
+    for entry in entries:
+        if entry.subset == "train":
+            groups.setdefault(entry.label, set()).add(entry.group)
+    held: set[str] = set()
+    for of_class in groups.values():
+        ordered = sorted(of_class)
+        count = min(max(1, round(validation * len(ordered))), len(ordered) - 1) if validation > 0 else 0
+        held.update(ordered[(2 * k + 1) * len(ordered) // (2 * count)] for k in range(count))
+    moved = [
+        VideoEntry(entry.path, entry.label, entry.group, "validation")
+        if entry.subset == "train" and entry.group in held
+        else entry
+        for entry in entries
+    ]
+    order: list[Subset] = ["train", "validation", "test"]
+    return sorted(moved, key=lambda entry: order.index(entry.subset))
+
+
+def _group(file: str) -> str:
+    """``v_Archery_g07_c02.avi`` → ``g07``; a file without a group is a group of its own."""
+    match = re.search(r"_(g\d+)_c\d+\.\w+$", file)
+    return match[1] if match else Path(file).stem
+
+
+def _listed_paths(root: Path, split: int, subset: str) -> list[str]:
+    """``<Class>/<file>`` of each line: training lists add a label, which the class gives anyway; test lists do not."""
+    if split not in SPLITS:
+        raise Refusal(f"data.split is 1, 2 or 3, got {split!r}.")
+    return [re.sub(r"\s+\d+$", "", line) for line in _read_lines(root, f"{subset}list{split:02d}.txt")]
+
+
+def _listed_classes(root: Path) -> list[str]:
+    """Class names in label order: lines ``1 ApplyEyeMakeup``."""
+    rows = [line.split() for line in _read_lines(root, "classInd.txt")]
+    for row in rows:
+        if len(row) != 2 or not row[0].isdigit():
+            raise Refusal(
+                f"{root}/{LISTS}/classInd.txt: expected lines like '1 ApplyEyeMakeup', found {' '.join(row)!r}."
+            )
+    return [name for _, name in sorted(((int(number), name) for number, name in rows))]
+
+
+def _read_lines(root: Path, name: str) -> list[str]:
+    """The list's lines without their ends (LF or CRLF) and without empty ones."""
+    file = root / LISTS / name
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        _require_folder(root)
+        raise Refusal(f"{file} is missing; put UCF101's lists into {root / LISTS}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{file} cannot be read: {error}.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise Refusal(
+            f"data.root: there is no folder {str(root)!r}; point data.root at the folder that holds UCF-101/."
+        )
+
+
+def _videos_folder(root: Path) -> Path:
+    _require_folder(root)
+    return root / "UCF-101" if (root / "UCF-101").is_dir() else root
+
+
+def _class_folders(root: Path) -> dict[str, str]:
+    """Folder names that may be classes, by their lower-case form."""
+    with os.scandir(_videos_folder(root)) as listing:
+        names = [entry.name for entry in listing if entry.is_dir()]
+    return {name.lower(): name for name in names if name != LISTS and not name.startswith((".", "_"))}
+
+
+def _videos(root: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Lower-case class → lower-case stem → path relative to the root, from one listing per class."""
+    folder = _videos_folder(root)
+    folders = _class_folders(root)
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        directory = folder / folders[name.lower()]
+        with os.scandir(directory) as listing:
+            files = [entry.name for entry in listing]
+        videos = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+        # Where one video lies there in two containers, the first of SUFFIXES counts: it is written last.
+        videos.sort(key=lambda file: SUFFIXES.index(Path(file).suffix.lower()), reverse=True)
+        relative = directory.relative_to(root).as_posix()
+        found[name.lower()] = {Path(file).stem.lower(): f"{relative}/{file}" for file in videos}
+    return found
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    by_key = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_key, n=1)
+    return f" (did you mean {by_key[close[0]]!r}?)" if close else ""
+
+
+def counts(entries: Iterable[VideoEntry]) -> dict[str, int]:
+    """Videos per subset, for the log."""
+    return dict(Counter(entry.subset for entry in entries))

@@ -1,0 +1,86 @@
+"""Convolutional autoencoder with ReLU units.
+
+The deep autoencoder of Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 2006,
+in the form the lecture gives it (CS231n 2016, lecture 14): a four-layer convolutional encoder, a four-layer
+upconvolutional decoder, squared error. Trained end to end; the greedy pretraining of 2006 has no place here.
+
+Departs:
+    - The lecture gives no widths; every layer is 4×4 with stride 2, widths 32, 64, 128 and a code of 64 maps of 2×2
+      (256 numbers for a 32×32 image).
+
+Shape legend: B batch, C channels, H height, W width, k code length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+class ConvAutoencoder(nn.Module):
+    """``encode``: image (B, C, H, W) → code (B, k). ``decode``: code (B, k) → image (B, C, H, W).
+
+    Code and output are linear unless said otherwise: a ReLU on the code would cut off half of what it can say.
+
+    Args:
+        channels: C.
+        size: H = W, a multiple of 2 to the number of layers.
+        widths: maps after each encoder layer but the last.
+        code: maps of the code; k = code · (size / 2^layers)².
+        output: "sigmoid" keeps images of range 0 … 1 inside it.
+        tied: each decoder layer is the transpose of its encoder layer, with the same weight tensor. A transposed
+            convolution is the exact adjoint of the convolution, so nothing is flipped.
+
+    Raises:
+        ValueError: if the strides do not divide ``size``.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: int = 32,
+        widths: Sequence[int] = (32, 64, 128),
+        code: int = 64,
+        output: Literal["linear", "sigmoid"] = "linear",
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        maps = [channels, *widths, code]
+        depth = len(maps) - 1
+        if size < 1 or size % 2**depth:
+            raise ValueError(
+                f"ConvAutoencoder: {depth} layers halve the image {depth} times, so size must be a multiple of "
+                f"{2**depth}, got {size}"
+            )
+        side = size // 2**depth
+
+        encoder: list[nn.Module] = []
+        for before, after in pairwise(maps):
+            encoder += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        self.encoder = nn.Sequential(*encoder[:-1], nn.Flatten())  # (B, 3, 32, 32) → (B, 64, 2, 2) → (B, 256)
+
+        decoder: list[nn.Module] = [nn.Unflatten(1, (code, side, side))]
+        for before, after in pairwise(reversed(maps)):
+            decoder += [nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        self.decoder = nn.Sequential(*decoder[:-1])  # (B, 256) → (B, 64, 2, 2) → (B, 3, 32, 32)
+        if output == "sigmoid":
+            self.decoder.append(nn.Sigmoid())
+        self.code_size = code * side * side
+
+        if tied:
+            down = [layer for layer in self.encoder if isinstance(layer, nn.Conv2d)]
+            up = [layer for layer in self.decoder if isinstance(layer, nn.ConvTranspose2d)]
+            for convolution, transpose in zip(reversed(down), up, strict=True):
+                transpose.weight = convolution.weight  # (out, in, 4, 4) of the one is (in, out, 4, 4) of the other
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self.decoder(code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))

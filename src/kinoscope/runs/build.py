@@ -1,0 +1,96 @@
+"""From a resolved config to living objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig, OmegaConf
+
+from kinoscope.config.build import instantiate
+from kinoscope.contracts import DataSpec
+from kinoscope.errors import Refusal
+from kinoscope.systems.base import System
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers.logger import Logger
+
+TRUSTED = ("kinoscope", "torch.nn", "torch.optim")
+"""Packages whose classes a stored config may name: a config from elsewhere is data, not code."""
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain containers. Raises `Refusal` for what is not set."""
+    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def build_spec(config: DictConfig) -> DataSpec:
+    return DataSpec(**plain(config.data.spec))
+
+
+def build_system(config: DictConfig, allowed: Sequence[str] | None = None) -> System:
+    """The LightningModule of ``config.model``, knowing its data's spec.
+
+    Args:
+        config: a resolved run config.
+        allowed: packages whose targets may be built; None trusts the config (it was typed by the user).
+    """
+    system = _refusing("model", config.model, allowed)
+    if not isinstance(system, System):
+        raise Refusal(f"model: {config.model._target_} is not a kinoscope System")
+    system.spec = build_spec(config)
+    return system
+
+
+def build_datamodule(config: DictConfig) -> Any:
+    return _refusing("data", config.data, None)
+
+
+def build_preprocess(config: DictConfig, allowed: Sequence[str] | None = None) -> Any:
+    return _refusing("data.preprocess", config.data.preprocess, allowed)
+
+
+def build_callbacks(config: DictConfig, context: Mapping[str, Any]) -> list[pl.Callback]:
+    """All callbacks of ``config.callbacks``; those marked ``_partial_`` receive the run's ``context``."""
+    nodes = {name: node for name, node in config.callbacks.items() if node is not None}
+    return [_complete(_refusing(f"callbacks.{name}", node, None), context) for name, node in nodes.items()]
+
+
+def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | None:
+    """The second logger, beside ``metrics.csv``; None if the config names none."""
+    if not config.logger or "_target_" not in config.logger:
+        return None
+    return _complete(_refusing("logger", config.logger, None), context)
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
+) -> pl.Trainer:
+    """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler."""
+    return _refusing(
+        "trainer",
+        config.trainer,
+        None,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,
+        **extra,
+    )
+
+
+def _complete(built: Any, context: Mapping[str, Any]) -> Any:
+    return built(**context) if isinstance(built, partial) else built
+
+
+def _refusing(key: str, node: DictConfig, allowed: Sequence[str] | None, **extra: Any) -> Any:
+    """Instantiates a node; what its constructor rejects is the config's fault, said in one sentence."""
+    try:
+        return instantiate(node, allowed=tuple(allowed) if allowed is not None else None, **extra)
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"{key}: {error}") from error

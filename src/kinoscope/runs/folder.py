@@ -1,0 +1,133 @@
+"""A run on disk: one folder, one identity, one process at a time.
+
+    outputs/<experiment>/<date_time>-<signature>/
+      config.yaml  provenance.json  train.log  metrics.csv  summary.json
+      checkpoints/{best,last,previous}.ckpt  pictures/  wandb/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from kinoscope.errors import Refusal
+
+Status = Literal["running", "interrupted", "failed", "finished"]
+
+
+class RunFolder:
+    """The files of one run. Use `create` or `open`.
+
+    Attributes:
+        path: the folder, relative to the working directory where it can be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(str(path / ".lock"))
+
+    @classmethod
+    def create(cls, output_dir: str | Path, name: str, signature: str) -> RunFolder:
+        """Makes ``<output_dir>/<name>/<date_time>-<signature>``. Raises `Refusal` where nothing can be written."""
+        parent = Path(output_dir) / name
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1, 1000):  # two runs may start in one second
+                path = parent / (f"{stamp}-{signature}" if attempt == 1 else f"{stamp}.{attempt}-{signature}")
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+            else:
+                raise OSError("a thousand runs in one second")
+            for inner in ("checkpoints", "pictures"):
+                (path / inner).mkdir()
+        except OSError as error:
+            raise Refusal(f"output_dir: no run folder can be made in '{parent}' ({error.strerror or error})") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run's folder. Raises `Refusal` if it is not one."""
+        folder = cls(Path(path))
+        if not folder.path.is_dir():
+            raise Refusal(f"'{path}' is not a folder; runs lie in outputs/<experiment>/<date_time>-<signature>")
+        missing = [file.name for file in (folder.config_file, folder.summary_file) if not file.is_file()]
+        if missing:
+            raise Refusal(f"'{path}' is not a run folder: it holds no {' and no '.join(missing)}")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def checkpoint(self, name: Literal["best", "last", "previous"]) -> Path:
+        return self.path / "checkpoints" / f"{name}.ckpt"
+
+    def lock(self) -> None:
+        """Claims the folder for this process until it ends. Raises `Refusal` while another process works in it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise Refusal(f"another process is working in '{self.path}': wait for it, or stop it first") from None
+
+    def is_live(self) -> bool:
+        """Whether a process holds the folder's lock now. The system frees it when that process dies, however it dies."""
+        try:
+            with FileLock(str(self.path / ".lock"), timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary_file.read_text())
+
+    def write_summary(self, **fields: Any) -> None:
+        """Updates some fields of ``summary.json``; readers see the old file or the new one, never half."""
+        summary = self.read_summary() if self.summary_file.exists() else {}
+        write_json(self.summary_file, {**summary, **fields})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to a temporary neighbour and renames it over ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

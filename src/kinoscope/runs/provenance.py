@@ -1,0 +1,67 @@
+"""Where a run came from: code, versions, command, host, data."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("kinoscope", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "numpy", "av", "decord")
+MOST_DIFF = 1_000_000  # characters of uncommitted changes that are kept
+
+
+def collect(seed: int, data_hash: str) -> dict[str, Any]:
+    """Everything needed to know, later, what exactly was run."""
+    import torch
+
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
+        "working_directory": str(Path.cwd()),
+        "seed": seed,
+        "data_hash": data_hash,
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **versions()},
+        "host": {
+            "name": socket.gethostname(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed version of each package a result depends on; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout that holds ``folder``; None outside of one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git(folder, "diff", "HEAD") or ""
+    return {"commit": commit, "dirty": bool(diff), "diff": diff[:MOST_DIFF]}
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True, errors="replace"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,118 @@
+"""Which run a command continues: a named one, the newest unfinished one of its kind, or none."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from kinoscope.errors import Refusal
+from kinoscope.runs import provenance
+from kinoscope.runs.build import plain
+from kinoscope.runs.folder import RunFolder
+from kinoscope.runs.signature import EXTENSIBLE, flatten, is_inside
+
+log = logging.getLogger("kinoscope")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The config to train with, and the folder to continue in (None: a new one, or ``resume=auto`` looks for it)."""
+
+    config: DictConfig
+    folder: RunFolder | None
+    finished: bool = False
+
+
+def find(config: DictConfig, overrides: Sequence[str]) -> Found:
+    """Reads ``config.resume``.
+
+    A resumed run keeps the config of its folder. Overrides may change what lies outside its signature (logger,
+    workers, …) and raise ``trainer.max_*``.
+
+    Raises:
+        Refusal: not a run folder, or overrides that would make it another run; all of them are listed.
+    """
+    if config.resume is None or config.resume == "auto":
+        return Found(config, None)
+    folder = RunFolder.open(config.resume)
+    stored = OmegaConf.load(folder.config_file)
+    assert isinstance(stored, DictConfig)
+    raised = _apply(stored, config, overrides)
+    _warn_of_changed_commit(folder)
+    finished = folder.read_summary()["status"] == "finished" and not raised
+    return Found(stored, folder, finished)
+
+
+def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> bool:
+    """Puts the allowed overrides into ``stored``; returns whether the training was made longer."""
+    asked, kept = flatten(plain(composed)), flatten(plain(stored))
+    refused: list[str] = []
+    raised = False
+    for key in _touched(overrides, asked):
+        value, before = asked.get(key), kept.get(key)
+        if value == before:
+            continue
+        if key in EXTENSIBLE and _raises(value, before):
+            raised = True
+        elif is_inside(key):
+            refused.append(f"{key}={value} (the run has {before})")
+            continue
+        OmegaConf.update(stored, key, value, force_add=True)
+    if refused:
+        raise Refusal(
+            f"resume: {', '.join(refused)} would make this another run; leave {'it' if len(refused) == 1 else 'them'} "
+            "out, or start a new run"
+        )
+    return raised
+
+
+def _touched(overrides: Sequence[str], asked: dict[str, object]) -> list[str]:
+    """The leaf keys that the overrides set. A group (``logger=csv``) touches everything below its name."""
+    touched: list[str] = []
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if name in ("resume", "output_dir", "data_dir", "check") or name.startswith("hydra"):
+            continue
+        if name == "experiment":  # it may set anything
+            return list(asked)
+        touched += [key for key in asked if key == name or key.startswith(f"{name}.")]
+    return touched
+
+
+def _raises(value: object, before: object) -> bool:
+    if isinstance(value, int | float) and isinstance(before, int | float):
+        unlimited = {-1}
+        return value in unlimited or (before not in unlimited and value > before)
+    return True  # max_time, or a limit where there was none before
+
+
+def newest(config: DictConfig, signature: str) -> RunFolder | None:
+    """For ``resume=auto``: the newest unfinished, not living run of this signature; None starts a new one."""
+    if config.resume != "auto":
+        return None
+    parent = Path(config.output_dir) / config.name
+    for path in sorted(parent.glob(f"*-{signature}"), reverse=True):
+        try:
+            folder = RunFolder.open(path)
+            status = folder.read_summary().get("status")
+        except (Refusal, json.JSONDecodeError):
+            continue
+        if status in ("running", "interrupted") and not folder.is_live():
+            _warn_of_changed_commit(folder)
+            return folder
+    return None
+
+
+def _warn_of_changed_commit(folder: RunFolder) -> None:
+    try:
+        before = json.loads(folder.provenance_file.read_text())["git"]
+    except (OSError, ValueError, KeyError):
+        return
+    now = provenance.git_state(Path(__file__).parent)
+    if before and now and before["commit"] != now["commit"]:
+        log.warning("the code has changed since this run began (%.8s, now %.8s)", before["commit"], now["commit"])

@@ -1,0 +1,111 @@
+"""Supervised classification of images, clips and videos.
+
+Shape legend: B batch, V views, C channels, T frames, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric
+
+from kinoscope.contracts import Batch
+from kinoscope.metrics.accuracy import ViewAccuracy, hits
+from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled
+
+
+class Classification(System):
+    """Softmax cross-entropy (single label) or K logistic losses (multi-label, summed over classes).
+
+    A video's answer is the mean of its views' softmax. Losses are nats per clip.
+
+    Args:
+        network: (B, *spec.shape) → logits (B, K).
+        optimizer: makes an optimizer from parameters.
+        scheduler: makes a learning-rate schedule from the optimizer.
+        scheduler_interval: whether the schedule counts epochs or optimizer steps.
+        scheduler_monitor: the metric a plateau schedule watches.
+        log_every: steps per logging window.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        scheduler_monitor: str | None = None,
+        log_every: int = 20,
+    ) -> None:
+        super().__init__(log_every=log_every)
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval: Literal["epoch", "step"] = scheduler_interval
+        self.scheduler_monitor = scheduler_monitor
+        self.accuracy = ViewAccuracy()
+        self.mean_loss = MeanMetric()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.network.parameters())
+        return scheduled(optimizer, self.scheduler, self.scheduler_interval, self.scheduler_monitor)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.network(sample_of(batch))
+        loss = cross_entropy(logits, batch["label"])
+        accuracy = hits(logits.detach(), batch["label"], k=1).float().mean()
+        self.observe({"loss": loss, "accuracy": accuracy})
+        return loss
+
+    def view_logits(self, batch: Batch) -> Tensor:
+        """Logits of every view, (B, V, K); a clip or an image is one view. One view at a time bounds the memory."""
+        if "clips" not in batch:
+            return self.network(sample_of(batch))[:, None]
+        return torch.stack([self.network(view) for view in batch["clips"].unbind(dim=1)], dim=1)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Class probabilities (B, K): the mean of the views' softmax (logistic for multi-label)."""
+        return self._probabilities(self.view_logits(batch), batch.get("label")).mean(dim=1)
+
+    def _probabilities(self, logits: Tensor, label: Tensor | None) -> Tensor:
+        multi_label = self.spec.multi_label if self.spec else label is not None and label.ndim == 2
+        return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        logits = self.view_logits(batch)  # (B, V, K)
+        views = logits.shape[1]
+        probs = self._probabilities(logits, batch["label"])
+        self.accuracy.update(probs, batch["label"])
+        loss = cross_entropy(logits.flatten(0, 1), batch["label"].repeat_interleave(views, dim=0))
+        self.mean_loss.update(loss, weight=float(len(logits) * views))
+        return {"probs": probs.mean(dim=1), "label": batch["label"]}
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self._publish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._publish("test")
+
+    def _publish(self, stage: str) -> None:
+        values = {"loss": self.mean_loss.compute(), **self.accuracy.compute()}
+        self.publish({f"{stage}/{name}": float(value) for name, value in values.items()})
+        metrics: tuple[Metric, ...] = (self.accuracy, self.mean_loss)
+        for metric in metrics:
+            metric.reset()
+
+
+def sample_of(batch: Batch) -> Tensor:
+    """The network's input in a batch: its clip (B, C, T, H, W) or image (B, C, H, W)."""
+    return batch["video"] if "video" in batch else batch["image"]
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Nats per sample, mean over the batch; for multi-hot labels (B, K) the sum of K logistic losses."""
+    if label.ndim == 1:
+        return F.cross_entropy(logits.float(), label)
+    return F.binary_cross_entropy_with_logits(logits.float(), label.float(), reduction="sum") / len(logits)

@@ -1,0 +1,239 @@
+"""``kinoscope train``: one run, from a checked config to a tested checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig, OmegaConf
+
+from kinoscope.errors import Interrupted, KinoscopeError
+from kinoscope.runs import provenance, resume
+from kinoscope.runs.build import (
+    build_callbacks,
+    build_datamodule,
+    build_logger,
+    build_system,
+    build_trainer,
+    plain,
+)
+from kinoscope.runs.checkpoints import AtomicCheckpointIO, resumable
+from kinoscope.runs.folder import RunFolder, write_json, write_text
+from kinoscope.runs.interrupt import StopRequest
+from kinoscope.runs.loggers import MetricsFile, WandB
+from kinoscope.runs.signature import signature
+from kinoscope.systems.base import System
+
+log = logging.getLogger("kinoscope")
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to begin or to continue."""
+
+    config: DictConfig
+    folder: RunFolder
+    datamodule: Any
+    system: System
+    signature: str
+    checkpoint: Path | None
+
+
+def train(overrides: Sequence[str] = ()) -> Path:
+    """``kinoscope.train(["experiment=…", …])``: trains from a notebook or a script.
+
+    Args:
+        overrides: what would follow ``python -m train`` on the command line (one run, no sweep).
+
+    Returns:
+        The run's folder, ready for `kinoscope.load_run`.
+
+    Raises:
+        Refusal: a fault in the overrides, config or data; nothing was started.
+        KinoscopeError: the run failed, or was interrupted.
+    """
+    from kinoscope.config.compose import compose_checked
+
+    config = compose_checked("train", list(overrides))
+    return execute(config, list(overrides))
+
+
+def run(config: DictConfig, overrides: Sequence[str]) -> int:
+    """The verb: trains, and prints the run's folder as the last line of stdout."""
+    folder = execute(config, overrides)
+    if not config.check:
+        print(folder, flush=True)
+    return 0
+
+
+def execute(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """Prepares, trains and tests one run; returns its folder."""
+    with StopRequest() as stop:
+        pl.seed_everything(config.seed, workers=False, verbose=False)
+        found = resume.find(config, overrides)
+        if found.finished:
+            log.info("'%s' is finished; nothing is left to do (raise trainer.max_epochs to go on)", found.folder.path)
+            return found.folder.path
+        datamodule, system, identity = _build(found.config)
+        if config.check:
+            from kinoscope.verbs.check import check
+
+            check(found.config, datamodule, system)
+            return Path()
+        folder = found.folder or resume.newest(found.config, identity)
+        checkpoint = None
+        if folder is not None:
+            folder.lock()
+            checkpoint = resumable(folder, identity)
+            log.info("resuming '%s' from %s", folder.path, checkpoint or "its beginning: it has no checkpoint yet")
+        else:
+            folder = _create(found.config, datamodule, identity)
+        with _recorded(folder, stop):
+            _train(Prepared(found.config, folder, datamodule, system, identity, checkpoint), stop)
+        return folder.path
+
+
+def _build(config: DictConfig) -> tuple[Any, System, str]:
+    """Data and system, and with them everything that can be refused before a folder is made."""
+    datamodule = build_datamodule(config)
+    system = build_system(config)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    devices = config.trainer.get("devices", 1)
+    return datamodule, system, signature(plain(config), datamodule.fingerprint(), _count(devices))
+
+
+def _count(devices: Any) -> int:
+    """How many devices a Trainer's ``devices`` asks for; ``auto`` and -1 are told apart from counts, not resolved."""
+    if isinstance(devices, int):
+        return devices
+    return int(devices) if str(devices).isdigit() else -1 if isinstance(devices, str) else len(devices)
+
+
+def _create(config: DictConfig, datamodule: Any, identity: str) -> RunFolder:
+    folder = RunFolder.create(config.output_dir, config.name, identity)
+    folder.lock()
+    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    write_json(folder.provenance_file, provenance.collect(config.seed, datamodule.fingerprint()))
+    folder.write_summary(
+        status="running", signature=identity, seconds=0.0, steps=0, monitor=config.monitor, best={}, last={}, test={}
+    )
+    return folder
+
+
+@contextmanager
+def _recorded(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
+    """Whatever happens inside is written to ``train.log``, and ends as a status in ``summary.json``."""
+    handler = logging.FileHandler(folder.log_file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("kinoscope", "lightning.pytorch", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    folder.write_summary(status="running")
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except (Interrupted, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+        if stop:
+            status = "interrupted"
+            raise Interrupted(f"aborted; resume from the last checkpoint with: resume={folder.path}") from error
+        raise
+    except BaseException as error:
+        log.error("failed: %s", error, exc_info=not isinstance(error, KinoscopeError))
+        raise
+    finally:
+        folder.write_summary(status=status)
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+        folder.unlock()
+
+
+def _train(run: Prepared, stop: StopRequest) -> None:
+    config, folder = run.config, run.folder
+    resolved = plain(config)
+    metrics = MetricsFile(folder.metrics_file)
+    context = {
+        "run": folder,
+        "config": resolved,
+        "run_id": f"{run.signature}-{folder.path.name.rsplit('-', 1)[0].replace('_', '-')}",
+        "name": config.name,
+    }
+    second = build_logger(config, context)
+    callbacks = build_callbacks(
+        config,
+        {
+            "run": folder,
+            "stop": stop,
+            "metrics": metrics,
+            "identity": {"signature": run.signature, "config": resolved},
+            "monitor": config.monitor,
+            "mode": config.mode,
+        },
+    )
+    loggers = [metrics, *([second] if second else [])]
+    trainer = build_trainer(config, folder.path, callbacks, loggers, plugins=[AtomicCheckpointIO()])
+    exit_code = 1
+    try:
+        with _quiet():
+            trainer.fit(
+                run.system, datamodule=run.datamodule, ckpt_path=run.checkpoint and str(run.checkpoint), weights_only=True
+            )
+            tested = _test(trainer, run)
+        exit_code = 0
+        _say(folder, tested)
+    finally:
+        if isinstance(second, WandB):
+            summary = folder.read_summary()
+            second.finish(exit_code, {**summary["best"], **summary["test"]})
+
+
+def _test(trainer: pl.Trainer, run: Prepared) -> Mapping[str, float]:
+    """Tests the best checkpoint (the last, where nothing is monitored) and writes the result down."""
+    best = run.folder.checkpoint("best")
+    path = best if best.exists() else run.folder.checkpoint("last")
+    if trainer.limit_test_batches == 0 or not path.exists():
+        return {}
+    trainer.test(run.system, datamodule=run.datamodule, ckpt_path=str(path), weights_only=True, verbose=False)
+    tested = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    run.folder.write_summary(test=tested)
+    return tested
+
+
+def _say(folder: RunFolder, tested: Mapping[str, float]) -> None:
+    for name, value in sorted(tested.items()):
+        log.info("%s = %.4g", name, value)
+    seconds = folder.read_summary()["seconds"]
+    log.info("finished in %s, steps and metrics in %s", time.strftime("%H:%M:%S", time.gmtime(seconds)), folder.path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice that does not apply here, each with its reason."""
+    with warnings.catch_warnings():
+        for message in (
+            r".*does not have many workers.*",  # `workers` is chosen per data set, and measured
+            r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own folder
+            r".*`training_step` returned `None`.*",  # systems that step by themselves return nothing
+            r".*is smaller than the logging interval.*",  # windows span epochs here
+            r".*configure_optimizers.*returned `None`.*",  # fitted systems have none
+            r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        logging.captureWarnings(not sys.warnoptions)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
