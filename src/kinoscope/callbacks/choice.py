@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def keys_of(index: ArrayLike) -> NDArray[np.float64]:
-    """Each sample's place in the queue, in [0, 1): a function of its index alone, so that runs show the same samples."""
+    """Each sample's place in the queue, in [0, 1): a function of its index alone, so all runs show the same samples."""
     return uniform(seed=0, epoch=0, index=index, stream="pictures")
 
 

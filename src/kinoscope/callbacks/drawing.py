@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -89,9 +89,9 @@ class Sheet:
         return text
 
     def _fit(self, text: Text, room: float) -> None:
-        extent = self.extent(text)
-        if extent > room:
-            text.set_fontsize(text.get_fontsize() * max(room / extent, 0.8))
+        excess = self.extent(text) / room
+        if excess > 1:
+            text.set_fontsize(cast(float, text.get_fontsize()) / min(excess, 1.25))
         words = text.get_text()
         while self.extent(text) > room and len(words) > 1:
             words = words[:-1]
@@ -157,17 +157,12 @@ def as_pixels(images: Tensor) -> Pixels:
 
 def unit_range(trainer: pl.Trainer, images: Tensor) -> Tensor:
     """A batch of network inputs or outputs, (B, C, …), back on the pixel scale 0…1."""
-    return cast_any(trainer).datamodule.preprocess.denormalise(images)
-
-
-def cast_any(thing: Any) -> Any:
-    """Lightning types the trainer's data module and our systems too narrowly for what they offer."""
-    return thing
+    return cast(Any, trainer).datamodule.preprocess.denormalise(images)
 
 
 def spec_of(trainer: pl.Trainer, system: pl.LightningModule) -> DataSpec:
     """What the data are, from the system or, where nobody told it, from the data module."""
-    return getattr(system, "spec", None) or cast_any(trainer).datamodule.spec
+    return getattr(system, "spec", None) or cast(Any, trainer).datamodule.spec
 
 
 def require(callback: pl.Callback, system: pl.LightningModule, verb: str) -> None:

@@ -65,7 +65,7 @@ def find(target: str) -> Signature:
     found = source.locate(target)
     if found is not None:
         signature = _read(found)
-        return _import(target) if signature is None else _with_choices(signature)
+        return _import(target) if signature is None else _with_words(signature)
     owner = source.locate(target.rpartition(".")[0]) if "." in target else None
     if owner is not None and owner.node is None and not source.is_open(owner.module):
         name = target.rpartition(".")[2]
@@ -74,38 +74,39 @@ def find(target: str) -> Signature:
 
 
 # Lightning types these as str, so that a wrong one would only be found after torch was imported.
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 _DDP = tuple(
     f"ddp{launch}{unused}"
     for launch in ("", "_spawn", "_fork", "_notebook")
     for unused in ("", "_find_unused_parameters_true", "_find_unused_parameters_false")
 )
-_SHARDED = ("fsdp", "fsdp_cpu_offload", "deepspeed", *(f"deepspeed_stage_{n}" for n in (1, 2, 3)))
-_OFFLOADED = ("deepspeed_stage_2_offload", "deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme")
-_SINGLE = ("single_device", "xla", "xla_debug", "single_xla", "single_tpu")
-TRAINER_CHOICES: dict[str, tuple[str, ...]] = {
-    "accelerator": _ACCELERATORS,
-    "strategy": ("auto", *_DDP, *_SHARDED, *_OFFLOADED, *_SINGLE),
-    "gradient_clip_algorithm": ("norm", "value"),
-    "profiler": ("simple", "advanced", "pytorch", "xla"),
+_DEEPSPEED = ("", "_stage_1", "_stage_2", "_stage_2_offload", "_stage_3", "_stage_3_offload", "_stage_3_offload_nvme")
+WORDS: dict[str, tuple[str, ...]] = {
+    "Trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "Trainer.strategy": (
+        *("auto", *_DDP, "fsdp", "fsdp_cpu_offload"),
+        *(f"deepspeed{stage}" for stage in _DEEPSPEED),
+        *("single_device", "single_xla", "single_tpu", "xla", "xla_debug"),
+    ),
+    "Trainer.gradient_clip_algorithm": ("norm", "value"),
+    "Trainer.profiler": ("simple", "advanced", "pytorch", "xla"),
+    "EarlyStopping.mode": ("min", "max"),
 }
-_TRAINERS = ("lightning.pytorch.trainer.trainer.Trainer", "pytorch_lightning.trainer.trainer.Trainer")
 
 
-def _with_choices(signature: Signature) -> Signature:
-    """Lightning's ``str`` arguments narrowed to the words it knows."""
-    if signature.origin not in _TRAINERS:
+def _with_words(signature: Signature) -> Signature:
+    """Lightning's ``str`` arguments narrowed to the words that it knows."""
+    package, _, name = signature.origin.rpartition(".")
+    if not package.startswith(("lightning.pytorch.", "pytorch_lightning.")):
         return signature
 
     def narrow(parameter: Parameter) -> Parameter:
-        words = TRAINER_CHOICES.get(parameter.name)
+        words = WORDS.get(f"{name}.{parameter.name}")
         if words is None:
             return parameter
         options = parameter.hint.options if isinstance(parameter.hint, OneOf) else (parameter.hint,)
-        narrowed = tuple(Choice(words) if option == Scalar("str") else option for option in options)
-        return replace(parameter, hint=union(*narrowed))
+        return replace(parameter, hint=union(*(Choice(words) if o == Scalar("str") else o for o in options)))
 
-    return replace(signature, parameters={name: narrow(p) for name, p in signature.parameters.items()})
+    return replace(signature, parameters={argument: narrow(p) for argument, p in signature.parameters.items()})
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

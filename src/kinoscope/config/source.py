@@ -85,7 +85,7 @@ def follow(module: Module, name: str) -> Found | None:
 
 
 def canonical(module: Module, expression: ast.expr) -> str | None:
-    """The dotted name that a ``Name`` or ``Attribute`` stands for (``Optional`` → ``typing.Optional``); no file read."""
+    """The dotted name that an expression stands for (``Optional`` → ``typing.Optional``), without following it."""
     if isinstance(expression, ast.Attribute):
         base = canonical(module, expression.value)
         return None if base is None else f"{base}.{expression.attr}"
@@ -210,7 +210,9 @@ def _follow(module: Module, name: str, seen: Seen) -> Found | None:
             return None
         if binding.attribute is None:
             return Found(source, None)
-        return _follow(source, binding.attribute, seen)
+        # "from torch import optim" inside torch itself comes back to where it started: then the submodule is meant.
+        submodule = f"{binding.module}.{binding.attribute}"
+        return _follow(source, binding.attribute, seen) or ((inner := load(submodule)) and Found(inner, None))
     if isinstance(binding, (ast.Name, ast.Attribute)):
         return _follow_expression(module, binding, seen) or Found(module, binding, name)
     if binding is not None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinoscope.data.decode import fit
+
 Crops = Literal[1, 3, 5, 10]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of JPEG and MPEG
@@ -200,12 +202,7 @@ def frame_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | No
 
 def target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
     """The (height, width) that frames of ``height`` × ``width`` get: as decoded, short side, or exact."""
-    if resize is None:
-        return height, width
-    if isinstance(resize, tuple):
-        return resize
-    scale = resize / min(height, width)
-    return max(resize, round(height * scale)), max(resize, round(width * scale))
+    return (height, width) if resize is None else fit(width, height, resize)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -69,7 +69,7 @@ def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | Non
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
+    config: DictConfig, folder: Path | None, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
 ) -> pl.Trainer:
     """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler."""
     return _refusing(
@@ -78,7 +78,7 @@ def build_trainer(
         None,
         callbacks=list(callbacks),
         logger=list(loggers),
-        default_root_dir=str(folder),
+        default_root_dir=folder and str(folder),
         use_distributed_sampler=False,
         **extra,
     )

@@ -37,6 +37,7 @@ class Run:
         preprocess: uint8 → the network's input, as in training.
         system: the trained LightningModule.
         checkpoint: the file that was loaded.
+        steps: the optimizer steps (of the generator, for a GAN) behind it.
     """
 
     folder: Path
@@ -45,6 +46,11 @@ class Run:
     preprocess: nn.Module
     system: System
     checkpoint: Path
+    steps: int
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """The network's inputs or outputs back on the pixel scale 0…1."""
+        return cast(Any, self.preprocess).denormalise(x)
 
     @torch.inference_mode()
     def predict(self, sample: np.ndarray | Tensor, views: int = 10) -> Tensor:
@@ -73,7 +79,7 @@ class Run:
         """Generated images (n, C, H, W), float in 0…1."""
         if not hasattr(self.system, "sample"):
             raise KinoscopeError(f"{type(self.system).__name__} generates nothing")
-        return cast(Any, self.preprocess).denormalise(cast(Any, self.system).sample(n, seed=seed))
+        return self.denormalise(cast(Any, self.system).sample(n, seed=seed))
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
@@ -88,7 +94,7 @@ class Run:
         if not hasattr(self.system, "reconstruct"):
             raise KinoscopeError(f"{type(self.system).__name__} reconstructs nothing")
         reconstruction = cast(Any, self.system).reconstruct({"image": self._images(images)})
-        return cast(Any, self.preprocess).denormalise(reconstruction)
+        return self.denormalise(reconstruction)
 
     def _images(self, images: np.ndarray | Tensor) -> Tensor:
         return self.preprocess(self._uint8(images, axes=4).permute(0, 3, 1, 2).to(self.system.device))
@@ -137,4 +143,4 @@ def load_run(folder: str | Path, checkpoint: CheckpointName = "best", trust: Seq
     except RuntimeError as error:
         raise KinoscopeError(f"'{path}' does not fit the config beside it: {str(error).splitlines()[0]}") from error
     assert system.spec is not None
-    return Run(run.path, config, system.spec, preprocess.eval(), system.eval(), path)
+    return Run(run.path, config, system.spec, preprocess.eval(), system.eval(), path, state["global_step"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from kinoscope.runs.interrupt import StopRequest
 from kinoscope.runs.loggers import MetricsFile, WandB
 from kinoscope.runs.signature import signature
 from kinoscope.systems.base import System
+from kinoscope.verbs.quiet import quiet
 
 log = logging.getLogger("kinoscope")
 
@@ -187,7 +186,7 @@ def _train(run: Prepared, stop: StopRequest) -> None:
     trainer = build_trainer(config, folder.path, callbacks, loggers, plugins=[AtomicCheckpointIO()])
     exit_code = 1
     try:
-        with _quiet():
+        with quiet():
             trainer.fit(
                 run.system, datamodule=run.datamodule, ckpt_path=run.checkpoint and str(run.checkpoint), weights_only=True
             )
@@ -217,23 +216,3 @@ def _say(folder: RunFolder, tested: Mapping[str, float]) -> None:
         log.info("%s = %.4g", name, value)
     seconds = folder.read_summary()["seconds"]
     log.info("finished in %s, steps and metrics in %s", time.strftime("%H:%M:%S", time.gmtime(seconds)), folder.path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's advice that does not apply here, each with its reason."""
-    with warnings.catch_warnings():
-        for message in (
-            r".*does not have many workers.*",  # `workers` is chosen per data set, and measured
-            r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own folder
-            r".*`training_step` returned `None`.*",  # systems that step by themselves return nothing
-            r".*is smaller than the logging interval.*",  # windows span epochs here
-            r".*configure_optimizers.*returned `None`.*",  # fitted systems have none
-            r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        logging.captureWarnings(not sys.warnoptions)
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)

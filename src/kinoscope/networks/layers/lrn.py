@@ -54,8 +54,10 @@ class _Normalise(torch.autograd.Function):
         return (wide * scale).to(a.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # types ctx as positional only
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         a, d, scale = ctx.saved_tensors
         size, alpha, beta = ctx.constants
         direct = grad_outputs[0] * scale

@@ -1,0 +1,331 @@
+"""What a classifier says of test samples: a contact sheet to look at, and the confusion matrix to count.
+
+Both read the ``probs`` (B, K) and ``label`` that the system's ``test_step`` returns, so nothing is predicted twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kinoscope.callbacks.choice import Choice, keys_of
+from kinoscope.callbacks.drawing import (
+    HEADER,
+    INK,
+    MARGIN,
+    MUTED,
+    PAPER,
+    RIGHT,
+    SMALL,
+    TEXT,
+    TITLE,
+    WIDTH,
+    WRONG,
+    Pixels,
+    Sheet,
+    as_pixels,
+    log,
+    percent,
+    plural,
+    publish,
+    require,
+    spec_of,
+    unit_range,
+)
+from kinoscope.contracts import Batch
+
+STRIP = 4  # frames in the strip under a video's centre frame
+NAMED_CELLS = 20  # up to so many classes each cell of the matrix shows its count
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample of the contact sheet: its picture(s), and what was said of it."""
+
+    label: int
+    truth: str
+    predicted: str
+    probability: float
+    right: bool
+    centre: Pixels
+    strip: tuple[Pixels, ...] = ()
+
+
+class ContactSheet(pl.Callback):
+    """Test samples with prediction, probability and truth, drawn as ``contact_sheet.png`` at the end of a test.
+
+    Samples are spread over the classes and are the same in every run on the same data. Up to a quarter of them are
+    mistakes, if there are any, and the picture says so. A video shows its centre frame and, below, frames from its
+    first to its last, of the middle view.
+
+    Args:
+        samples: how many to show.
+        columns: tiles in a row.
+    """
+
+    def __init__(self, samples: int = 24, columns: int = 6) -> None:
+        if samples < 1 or columns < 1:
+            raise ValueError(f"samples and columns must be at least 1, got {samples} and {columns}")
+        self.samples = samples
+        self.columns = columns
+        self._reset()
+
+    def _reset(self) -> None:
+        self._right: Choice[Tile] = Choice(self.samples)
+        self._wrong: Choice[Tile] = Choice(self.samples)
+        self._counts = torch.zeros(2, dtype=torch.int64)  # seen, right
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require(self, pl_module, "predict")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset()
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        probs, label = _probs_and_label(outputs)
+        probability, predicted = probs.max(dim=1)
+        right = _hits(predicted, label)
+        self._counts += torch.tensor([len(right), int(right.sum())])
+        names = spec_of(trainer, pl_module).classes
+        keys = keys_of(batch["index"].cpu().numpy())
+        for i, key in enumerate(keys.tolist()):
+            truths = [int(label[i])] if label.ndim == 1 else label[i].nonzero().flatten().tolist()
+            choice = self._right if right[i] else self._wrong
+            truth = truths[0] if truths else -1
+            if not choice.wants(truth, key):
+                continue
+            centre, strip = _frames(trainer, batch, i)
+            tile = Tile(
+                label=truth,
+                truth=", ".join(names[t] for t in truths) or "none",
+                predicted=names[int(predicted[i])],
+                probability=float(probability[i]),
+                right=bool(right[i]),
+                centre=centre,
+                strip=strip,
+            )
+            choice.add(truth, key, tile)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        counts = cast(Tensor, trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum")).tolist()
+        if trainer.is_global_zero and len(self._right) + len(self._wrong):
+            noun = spec_of(trainer, pl_module).modality
+            tiles = choose_tiles(self._right, self._wrong, self.samples)
+            sheet = draw_contact_sheet(tiles, self.columns, noun, seen=counts[0], right=counts[1])
+            publish(trainer, sheet.picture(), "contact_sheet", final=True)
+        self._reset()
+
+
+class ConfusionMatrix(pl.Callback):
+    """The confusion matrix over all test samples, drawn as ``confusion_matrix.png`` at the end of a test."""
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require(self, pl_module, "predict")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        spec = spec_of(trainer, pl_module)
+        self._counts = None
+        if spec.multi_label:
+            log.warning("no confusion matrix: it is not defined for samples with several labels")
+        else:
+            self._counts = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.int64)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._counts is not None:
+            self._counts += confusion(*_probs_and_label(outputs))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._counts is None:
+            return
+        counts = cast(Tensor, trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum")).cpu().numpy()
+        if trainer.is_global_zero and counts.sum():
+            spec = spec_of(trainer, pl_module)
+            publish(
+                trainer,
+                draw_confusion(counts, spec.classes, spec.modality).picture(),
+                "confusion_matrix",
+                final=True,
+            )
+        self._counts = None
+
+
+def confusion(probs: Tensor, label: Tensor) -> Tensor:
+    """Counts of (truth, prediction) pairs from probs (B, K) and label (B,) int64: (K, K) int64, rows are the truth."""
+    classes = probs.shape[1]
+    pairs = label * classes + probs.argmax(dim=1)
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def choose_tiles(right: Choice[Tile], wrong: Choice[Tile], samples: int) -> list[Tile]:
+    """At most ``samples`` tiles in the order of classes, a quarter of them mistakes (more where too few were right)."""
+    mistakes = min(len(wrong), max(samples // 4, samples - len(right)))
+    tiles = right.first(samples - mistakes) + wrong.first(mistakes)
+    return sorted(tiles, key=lambda tile: (tile.label, not tile.right))
+
+
+def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int, right: int) -> Sheet:
+    """The contact sheet of at least one tile.
+
+    Args:
+        tiles: in reading order; their pictures all have one shape.
+        columns: tiles in a row.
+        noun: what a sample is, "video" or "image".
+        seen: how many samples were tested.
+        right: how many of them were right.
+    """
+    gap, row_gap, caption = 0.2, 0.22, 0.42
+    columns = min(columns, len(tiles))
+    # Few samples get larger tiles, but not so large that the page becomes a poster.
+    width = min((WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns, 2.2)
+    height, breadth = tiles[0].centre.shape[:2]
+    picture = width * height / breadth
+    small = (width - (STRIP - 1) * 0.03) / STRIP
+    strip = small * height / breadth + 0.04 if tiles[0].strip else 0.0
+    rows = math.ceil(len(tiles) / columns)
+    pitch = picture + strip + caption + row_gap
+    shown_right = sum(tile.right for tile in tiles)
+    mistakes = len(tiles) - shown_right
+    subtitle = f"{percent(right / seen)} of {plural(seen, noun)} right. Shown: {shown_right} right, {mistakes} wrong"
+    if mistakes / len(tiles) > 1 - right / seen:
+        subtitle += " (more than their share)"
+    sheet = Sheet(HEADER + rows * pitch - row_gap + MARGIN, f"Test {noun}s and what the network says", subtitle)
+    for i, tile in enumerate(tiles):
+        left, top = MARGIN + (i % columns) * (width + gap), HEADER + (i // columns) * pitch
+        sheet.image(left, top, tile.centre, width)
+        for j, frame in enumerate(tile.strip):
+            sheet.image(left + j * (small + 0.03), top + picture + 0.04, frame, small)
+        colour = RIGHT if tile.right else WRONG
+        if not tile.right:
+            sheet.frame(left, top, width, picture + strip, WRONG, weight=2.5)
+        base = top + picture + strip + 0.19
+        chance = sheet.text(left + width, base, f"{100 * tile.probability:.0f} %", SMALL, colour, align="right")
+        room = width - sheet.extent(chance) - 0.06
+        sheet.text(left, base, ("✓ " if tile.right else "✗ ") + tile.predicted, SMALL, colour, "bold", room=room)
+        if not tile.right:
+            sheet.text(left, base + 0.16, f"is {tile.truth}", SMALL, INK, room=width)
+    return sheet
+
+
+def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str) -> Sheet:
+    """The confusion matrix; shading is the share of a row, blue where right, vermillion where wrong.
+
+    Args:
+        counts: (K, K), rows are the truth.
+        classes: K names.
+        noun: what a sample is, "video" or "image".
+    """
+    k = len(classes)
+    few = k <= NAMED_CELLS
+    size = TEXT if k <= 12 else SMALL if few else 4.6
+    pitch = 0.62 if k <= 8 else 0.42 if few else 0.082  # of one cell, inches
+    total, right = int(counts.sum()), int(np.trace(counts))
+    per_row = counts.sum(axis=1)
+    names = min(max(len(name) for name in classes) * size * 0.0088, 1.9) + 0.1  # room for a class name
+    recall = 0.62 if few else 0.0
+    left, top, side = MARGIN + names + 0.25, HEADER + names * 0.74 + 0.22, k * pitch
+    panel = 0.0 if few else 3.1
+    width = max(left + side + recall + panel + MARGIN + 0.2, 5.2)
+    subtitle = f"{percent(right / total)} of {plural(total, noun)} right. "
+    subtitle += "A row is a true class" + (f"; numbers are {noun}s" if few else "; shading is the share of its row")
+    sheet = Sheet(top + side + MARGIN, "Confusion matrix", subtitle, width=width)
+
+    share = counts / np.maximum(per_row, 1)[:, None]
+    axes = sheet.axes(left, top, side, side)
+    axes.imshow(_shades(share), extent=(0, k, k, 0), interpolation="nearest", aspect="auto")
+    if few:  # a hairline of paper between the cells
+        axes.hlines(range(1, k), 0, k, color=PAPER, linewidth=1.5)
+        axes.vlines(range(1, k), 0, k, color=PAPER, linewidth=1.5)
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            colour = PAPER if share[i, j] > 0.5 else INK
+            axes.text(j + 0.5, i + 0.53, f"{counts[i, j]:,}", size=size, color=colour, ha="center", va="center")
+    for i, name in enumerate(classes):
+        base = top + (i + 0.5) * pitch + size * 0.005
+        sheet.text(left - 0.08, base, name, size, align="right", room=names)
+        head = sheet.text(left + (i + 0.5) * pitch, top - 0.07, name, size, room=names)
+        head.set(rotation=45 if few else 90, rotation_mode="anchor")
+        if not few:
+            head.set(x=(left + (i + 0.5) * pitch + size * 0.005) / sheet.width)
+        if few:
+            value = percent(counts[i, i] / per_row[i]) if per_row[i] else "none"
+            sheet.text(left + side + recall, base, value, size, RIGHT if per_row[i] else MUTED, "bold", align="right")
+    if few:
+        sheet.text(left + side + recall, top - 0.07, "right", SMALL, MUTED, align="right")
+    else:
+        _worst(sheet, counts, classes, noun, left + side + 0.4, top)
+    return sheet
+
+
+def _worst(sheet: Sheet, counts: NDArray[np.int64], classes: Sequence[str], noun: str, left: float, top: float) -> None:
+    """Beside a matrix too large to read, its commonest mistakes in words."""
+    sheet.text(left, top + 0.12, "Commonest mistakes", TITLE * 0.8, INK, "bold")
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(mistakes, axis=None, kind="stable")[::-1]
+    for place, cell in enumerate(order[:12].tolist()):
+        truth, said = divmod(cell, len(classes))
+        n = int(mistakes[truth, said])
+        if not n:
+            break
+        base = top + 0.52 + place * 0.56
+        sheet.text(left, base, classes[truth], TEXT + 1, INK, "bold", room=2.7)
+        words = f"called {classes[said]}: {n} of {int(counts[truth].sum())}"
+        sheet.text(left, base + 0.2, words, TEXT + 1, WRONG, room=2.9)
+
+
+def _shades(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row shares (K, K) → RGB (K, K, 3): from a pale ground to blue on the diagonal, to vermillion elsewhere."""
+    from matplotlib.colors import to_rgb
+
+    ground, right, wrong = (np.array(to_rgb(colour)) for colour in ("#f1f3f6", RIGHT, WRONG))
+    full = np.where(np.eye(len(share), dtype=bool)[..., None], right, wrong)
+    strength = np.sqrt(share)[..., None]  # a single mistake among many must still be seen
+    return ground + strength * (full - ground)
+
+
+def _probs_and_label(outputs: Any) -> tuple[Tensor, Tensor]:
+    """On the CPU, from what ``test_step`` returned: probs (B, K), label (B,) or (B, K)."""
+    results = cast(Mapping[str, Tensor], outputs)
+    return results["probs"].detach().float().cpu(), results["label"].cpu()
+
+
+def _hits(predicted: Tensor, label: Tensor) -> Tensor:
+    """(B,) bool: the best class is the true one, or one of the true ones."""
+    return predicted == label if label.ndim == 1 else label.gather(1, predicted[:, None])[:, 0].bool()
+
+
+def _frames(trainer: pl.Trainer, batch: Batch, i: int) -> tuple[Pixels, tuple[Pixels, ...]]:
+    """The ``i``-th sample's centre frame and, of a moving one, ``STRIP`` frames from its first to its last."""
+    if "image" in batch:
+        return as_pixels(unit_range(trainer, batch["image"][i : i + 1])[0]), ()
+    clip = batch["clips"][i, batch["clips"].shape[1] // 2] if "clips" in batch else batch["video"][i]
+    frames = as_pixels(unit_range(trainer, clip[None])[0].movedim(1, 0))  # (T, H, W, 3)
+    t = len(frames)
+    strip = np.linspace(0, t - 1, STRIP).round().astype(int) if t > 1 else ()
+    return frames[t // 2].copy(), tuple(frames[j].copy() for j in strip)

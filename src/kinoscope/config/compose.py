@@ -1,0 +1,135 @@
+"""Composing a command's config: where the yaml lies, and Hydra's compose API around it."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kinoscope.config import resolvers
+from kinoscope.errors import Refusal
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
+VERBS = ("train", "evaluate", "sample", "prepare")
+HYDRA_BASE = "1.3"
+
+
+def config_folder() -> Path:
+    """The installed ``kinoscope.configs``: the repository's ``configs/`` where the install is editable."""
+    try:
+        folder = Path(str(importlib.resources.files("kinoscope.configs").joinpath("train.yaml"))).parent
+    except ModuleNotFoundError:  # run from a source tree that was never installed
+        folder = Path(__file__).parents[3] / "configs"
+    if not (folder / "train.yaml").is_file():
+        raise Refusal(f"the configs are missing from '{folder}': install kinoscope again")
+    return folder
+
+
+class Composer:
+    """One command's yaml, ready to be composed with any overrides. Use `composing`."""
+
+    def __init__(self, verb: str, extra: Sequence[str]) -> None:
+        self.verb = verb
+        self._always = list(extra)
+        self._options: dict[str, list[str]] = {}
+
+    def __call__(self, overrides: Sequence[str] = ()) -> DictConfig:
+        """The composed config with its ``hydra`` node, unresolved. Hydra's exceptions pass through."""
+        config = hydra_compose(self.verb, [*self._always, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        return config
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group, those in subfolders with their path (``video/c3d``); empty if there is no such."""
+        if group not in self._options:
+            found = self._list(group, ObjectType.CONFIG)
+            for folder in self._list(group, ObjectType.GROUP):
+                found += [f"{folder}/{option}" for option in self.options(f"{group}/{folder}")]
+            self._options[group] = sorted(found)
+        return self._options[group]
+
+    def groups(self, parent: str = "") -> list[str]:
+        """All folders that hold options, at any depth, but for Hydra's own."""
+        found: list[str] = []
+        for folder in self._list(parent, ObjectType.GROUP):
+            group = f"{parent}/{folder}" if parent else folder
+            if group != "hydra":
+                found += [group, *self.groups(group)]
+        return found
+
+    def _list(self, group: str, kind: ObjectType) -> list[str]:
+        names = self.loader.get_group_options(group, kind, self.verb, list(self._always))
+        return [name for name in names if not name.startswith(("_", "."))]
+
+    @property
+    def loader(self) -> ConfigLoader:
+        return GlobalHydra.instance().config_loader()
+
+
+@contextmanager
+def composing(verb: str, config_dir: str | Path | None = None) -> Iterator[Composer]:
+    """Hydra ready to compose ``verb``'s config; what was set before is put back at the end.
+
+    Args:
+        verb: train, evaluate, sample or prepare.
+        config_dir: a folder of the user's own yaml, searched after ours (``--config-dir``).
+    """
+    resolvers.register()
+    before = HydraConfig.instance().cfg
+    extra = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    with initialize_config_dir(str(config_folder()), job_name="kinoscope", version_base=HYDRA_BASE):
+        try:
+            yield Composer(verb, extra)
+        finally:
+            HydraConfig.instance().cfg = before
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The command's own part of a composed config, its ``name`` fixed (Hydra's choices are lost with its node)."""
+    own = config.copy()
+    with open_dict(own):
+        if "name" in own:
+            own.name = config.name
+        own.pop("hydra", None)
+    OmegaConf.set_readonly(own, None)
+    return own
+
+
+def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """The config of a command as its yaml and the overrides say, unchecked and unresolved.
+
+    For tests and notebooks; `compose_checked` finds the faults as well.
+    """
+    with composing(verb, config_dir) as composer:
+        return without_hydra(composer(overrides))
+
+
+def compose_checked(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """The config of a command after preflight.
+
+    Raises:
+        Refusal: one sentence for each fault in it, all together.
+    """
+    from kinoscope.config.preflight import preflight
+
+    checked = preflight(verb, overrides, config_dir)
+    if checked.faults:
+        raise Refusal("; ".join(checked.faults))
+    assert checked.config is not None
+    return checked.config
+
+
+def plain(node: Any) -> Any:
+    """A resolved config node as plain containers; other values as they are."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

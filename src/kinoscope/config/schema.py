@@ -1,0 +1,117 @@
+"""The keys at the root of each command's config: their types and what they mean.
+
+These classes are never instantiated. They are read as any ``_target_`` is (see signatures.py), so that the root of a
+config is checked by the same rules as every node below it, and ``--help`` prints their descriptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class Train:
+    """One experiment, from a config to a tested checkpoint.
+
+    Args:
+        seed: every draw of the run follows from it.
+        name: the experiment's name, and its folder's below output_dir.
+        monitor: the validation metric that chooses the best checkpoint.
+        mode: whether less or more of the monitor is better.
+        output_dir: where run folders are made.
+        data_dir: where generated and downloaded data and manifests lie.
+        resume: a run folder to continue, or auto for the newest unfinished run like this one.
+        check: build, run one batch forward and backward, print a table of layers and stop.
+        card: the paper, its number and its protocol.
+    """
+
+    seed: int
+    name: str
+    monitor: str | None
+    mode: Literal["min", "max"]
+    output_dir: str
+    data_dir: str
+    resume: str | None
+    check: bool
+    card: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any]
+    logger: dict[str, Any] | None
+
+
+@dataclass
+class Evaluate:
+    """Another test of a run.
+
+    Args:
+        run: a run folder, outputs/<experiment>/<date_time>-<signature>.
+        checkpoint: which of its checkpoints.
+        subset: which part of the data; best is never chosen on test.
+        views: clips per video, spread evenly over it.
+        crops: crops per view.
+        batch_size: videos or images per batch.
+        workers: processes that read data.
+        data_root: the data set's folder, where it has moved.
+        accelerator: what computes.
+        devices: how many of them.
+        precision: the arithmetic.
+        output_dir: where a sweep over evaluations writes its table.
+    """
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    subset: Literal["test", "validation"]
+    views: int | None
+    crops: Literal[1, 3, 5, 10] | None
+    batch_size: int | None
+    workers: int | None
+    data_root: str | None
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: int
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
+    output_dir: str
+
+
+@dataclass
+class Sample:
+    """Pictures from a run.
+
+    Args:
+        run: a run folder, outputs/<experiment>/<date_time>-<signature>.
+        checkpoint: which of its checkpoints.
+        n: how many samples or reconstructions.
+        seed: of the latent noise, or of the choice of images.
+        accelerator: what computes.
+        output_dir: where a sweep over samples writes its table.
+    """
+
+    run: str
+    checkpoint: Literal["best", "last"]
+    n: int
+    seed: int
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    output_dir: str
+
+
+@dataclass
+class Prepare:
+    """A data set made ready.
+
+    Args:
+        data: the data set.
+        data_dir: where generated and downloaded data and manifests lie.
+        output_dir: where a sweep over data sets writes its table.
+    """
+
+    data: dict[str, Any]
+    data_dir: str
+    output_dir: str
+
+
+SCHEMAS: dict[str, str] = {
+    verb: f"{__name__}.{schema.__name__}"
+    for verb, schema in {"train": Train, "evaluate": Evaluate, "sample": Sample, "prepare": Prepare}.items()
+}

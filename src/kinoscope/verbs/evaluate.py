@@ -1,0 +1,97 @@
+"""``kinoscope evaluate run=<folder>``: a run's checkpoint on its test data, with other views if you like."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kinoscope.errors import Refusal
+from kinoscope.runs.build import build_callbacks, build_datamodule, build_trainer
+from kinoscope.runs.checkpoints import logged
+from kinoscope.runs.folder import RunFolder, write_json
+from kinoscope.runs.load import Run, load_run
+from kinoscope.verbs.quiet import quiet
+
+log = logging.getLogger("kinoscope")
+
+CHANGES = {
+    "views": "test_views",
+    "crops": "test_crops",
+    "batch_size": "batch_size",
+    "workers": "workers",
+    "data_root": "root",
+}
+"""What may be asked of a finished run's data: the verb's key → the data's."""
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """The verb: writes ``evaluation.json`` and pictures into the run's folder, and prints the folder."""
+    loaded = load_run(config.run, config.checkpoint, trust=list(config.trust))
+    evaluate(loaded, config)
+    print(loaded.folder, flush=True)
+    return 0
+
+
+def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
+    """Tests a loaded run and returns its ``test/…`` metrics."""
+    stored = with_changes(loaded.config, config)
+    stored.trainer = {**_trainer(config), "_target_": stored.trainer._target_}
+    datamodule = build_datamodule(stored)
+    drawing = {
+        name: node
+        for name, node in stored.callbacks.items()
+        if node is not None and str(node._target_).startswith("kinoscope.callbacks.")
+    }
+    callbacks = build_callbacks(OmegaConf.create({"callbacks": drawing}), context={})
+    trainer = build_trainer(stored, loaded.folder, callbacks, loggers=[])
+    started = time.monotonic()
+    with quiet():
+        if config.subset == "validation":
+            trainer.validate(loaded.system, datamodule=datamodule, verbose=False)
+        else:
+            trainer.test(loaded.system, datamodule=datamodule, verbose=False)
+    metrics = logged(trainer)
+    summary = RunFolder.open(loaded.folder).read_summary()
+    write_json(
+        loaded.folder / "evaluation.json",
+        {
+            "status": "finished",
+            "signature": summary["signature"],
+            "seconds": round(time.monotonic() - started, 1),
+            "steps": summary["steps"],
+            "monitor": summary["monitor"],
+            "checkpoint": loaded.checkpoint.name,
+            "views": stored.data.get("test_views"),
+            "crops": stored.data.get("test_crops"),
+            {"validation": "val", "test": "test"}[config.subset]: metrics,
+        },
+    )
+    for name, value in sorted(metrics.items()):
+        log.info("%s = %.4g", name, value)
+    log.info("written to %s", loaded.folder / "evaluation.json")
+    return metrics
+
+
+def with_changes(stored: DictConfig, asked: DictConfig) -> DictConfig:
+    """The run's config with what was asked for: how many views and crops, how fast it is read, where the data are now."""
+    changed = stored.copy()
+    for key, name in CHANGES.items():
+        value = asked.get(key)
+        if value is None:
+            continue
+        if name not in changed.data:
+            raise Refusal(f"{key}: this run's data ({changed.data._target_}) know no '{name}'; leave it out")
+        changed.data[name] = value
+    return changed
+
+
+def _trainer(config: DictConfig) -> dict[str, Any]:
+    return {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "precision": config.precision,
+        "enable_model_summary": False,
+    }
