@@ -24,6 +24,7 @@ from kinoscope.callbacks.drawing import (
     TEXT,
     WIDTH,
     Sheet,
+    extents,
     log,
     percent,
     plural,
@@ -91,11 +92,16 @@ class Series:
 
     @property
     def name(self) -> str:
-        """In words: ``validation video accuracy``."""
-        if self.term in ("real", "fake"):
-            return f"D({self.term})" + ("" if self.stage == "train" else ", validation")
-        stage = {"train": "training", "val": "validation"}.get(self.stage, self.stage)
-        return f"{stage} {self.term.replace('_', ' ')}"
+        """In words, less what the panel's title says: ``training``, ``validation video``, ``D(real)``."""
+        words = [word for word in re.split(r"[^A-Za-z0-9]+", self.term) if word]
+        about = set(words) & {"real", "fake"}
+        if about:
+            rest = f"D({about.pop()})"
+        elif _panel(self.term) in ("Loss", "Accuracy"):
+            rest = " ".join(word for word in words if word not in ("loss", "accuracy")).replace("hit", "hit@")
+        else:
+            rest = ""
+        return rest or "training" if self.stage == "train" else f"validation {rest}".rstrip()
 
     def best(self) -> int | None:
         """The position of the best value, or None where it is not known what is better."""
@@ -140,9 +146,11 @@ def read_series(csv_path: Path) -> tuple[list[Series], str]:
                 length[column] = max(value, length.get(column, value))
             elif column.startswith(("train/", "val/")):
                 points.setdefault(column, {})[int(step)] = value
-    series = [
-        Series(*column.split("/", 1), *zip(*sorted(values.items()), strict=True)) for column, values in points.items()
-    ]
+    series = []
+    for column, values in points.items():
+        stage, term = column.split("/", 1)
+        steps = sorted(values)
+        series.append(Series(stage, term, tuple(steps), tuple(values[step] for step in steps)))
     words = [plural(int(length.get("step", 0)), "step")]
     if "epoch" in length:
         words.append(plural(int(length["epoch"]) + 1, "epoch"))
@@ -194,8 +202,10 @@ def _draw(csv_path: Path) -> Sheet:
     panels = panels_of(series)
     columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    gap, ticks, legend = 0.4, 0.5, 0.62
+    gap, ticks = 0.4, 0.5
     width = (WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns
+    keys = {title: _legend_rows([line.name for line in lines], width - ticks) for title, lines in panels.items()}
+    legend = 0.47 + 0.17 * max(map(len, keys.values()))
     plot = 2.6 if rows == 1 else 2.0
     pitch = legend + plot + 0.62
     sheet = Sheet(HEADER + rows * pitch + 0.08, "Learning curves", length)
@@ -205,10 +215,19 @@ def _draw(csv_path: Path) -> Sheet:
         _style(axes, lines, share=title == "Accuracy")
         colours = _plot(axes, lines)
         heading = sheet.text(left + ticks, top + 0.22, title, TEXT + 2, weight="bold")
-        _mark_best(sheet, axes, lines, colours, left + width, top + 0.22, width - ticks - sheet.extent(heading) - 0.15)
-        _legend(sheet, lines, colours, left + ticks, top + 0.47, width - ticks)
+        _mark_best(sheet, axes, lines, left + width, top + 0.22, width - ticks - sheet.extent(heading) - 0.15)
+        _legend(sheet, lines, colours, keys[title], left + ticks, top + 0.47)
         sheet.text(left + width, top + legend + plot + 0.38, "step", SMALL, MUTED, align="right")
     return sheet
+
+
+def _training_terms(lines: Sequence[Series]) -> list[str]:
+    return [line.term for line in lines if line.stage == "train"]
+
+
+def _dashed(line: Series, terms: Sequence[str]) -> bool:
+    """Validation of a term that shares its panel with other training terms."""
+    return line.stage != "train" and len(terms) > 1 and line.term in terms
 
 
 def _plot(axes: Axes, lines: Sequence[Series]) -> list[str]:
@@ -217,12 +236,12 @@ def _plot(axes: Axes, lines: Sequence[Series]) -> list[str]:
     One training metric: blue, and every validation metric in a colour of its own. Several (the players of a game): a
     colour for each term, dashed for its validation.
     """
-    terms = list(dict.fromkeys(line.term for line in lines if line.stage == "train"))
+    terms = _training_terms(lines)
     colours = []
     others = 1
     for line in lines:
         validation = line.stage != "train"
-        if not validation or (len(terms) > 1 and line.term in terms):
+        if not validation or _dashed(line, terms):
             colour = SERIES[terms.index(line.term) % len(SERIES)]
         else:
             colour = SERIES[(max(len(terms), 1) + others - 1) % len(SERIES)]
@@ -238,7 +257,7 @@ def _plot(axes: Axes, lines: Sequence[Series]) -> list[str]:
             values,
             color=colour,
             linewidth=2.0 if validation else 1.5,
-            linestyle="--" if validation and line.term in terms and len(terms) > 1 else "-",
+            linestyle=(0, (2.2, 1.6)) if _dashed(line, terms) else "-",
             marker="o" if few and (validation or len(line.values) == 1) else None,
             markersize=3.5,
             solid_capstyle="round",
@@ -250,6 +269,7 @@ def _style(axes: Axes, lines: Sequence[Series], share: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     values = [value for line in lines for value in line.values]
+    thousands = max(line.steps[-1] for line in lines) >= 10_000
     low, high = min(values), max(values)
     if low > 0 and high / low > 100:
         axes.set_yscale("log")
@@ -259,7 +279,7 @@ def _style(axes: Axes, lines: Sequence[Series], share: bool) -> None:
         axes.set_ylim(min(low, 0.9) - 0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:,.0f}"))
     axes.tick_params(length=0, labelsize=SMALL + 0.5, labelcolor=MUTED, pad=4)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -267,35 +287,52 @@ def _style(axes: Axes, lines: Sequence[Series], share: bool) -> None:
     axes.margins(x=0.02)
 
 
-def _mark_best(
-    sheet: Sheet, axes: Axes, lines: Sequence[Series], colours: Sequence[str], right: float, base: float, room: float
-) -> None:
+def _mark_best(sheet: Sheet, axes: Axes, lines: Sequence[Series], right: float, base: float, room: float) -> None:
     """Rings the best point of the panel's main validation metric, and says where it is beside the panel's title."""
     # While two players pull a loss in opposite directions, its least value is not its best.
     if sum(line.stage == "train" and "loss" in line.term for line in lines) > 1:
         return
-    for line, colour in zip(lines, colours, strict=True):
+    for line in lines:
         best = line.best()
         if line.stage == "train" or best is None:
             continue
         step, value = line.steps[best], line.values[best]
         axes.plot(step, value, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
         shown = percent(value) if _is_share(line.term) else f"{value:.4g}"
-        sheet.text(right, base, f"best {shown} at step {step:,}", SMALL + 0.5, align="right", room=room)
+        sheet.text(right, base, f"○ best {shown} at step {step:,}", SMALL + 0.5, align="right", room=room)
         return
 
 
+STROKE, SPACE = 0.21, 0.16  # inches in the legend: before a name, and after it
+
+
+def _legend_rows(names: Sequence[str], room: float) -> list[list[str]]:
+    """Breaks the legend's names into rows no longer than ``room``."""
+    rows: list[list[str]] = []
+    used = math.inf
+    for name, extent in zip(names, extents(names, SMALL), strict=True):
+        if used + STROKE + extent > room:
+            rows.append([])
+            used = 0.0
+        rows[-1].append(name)
+        used += STROKE + extent + SPACE
+    return rows
+
+
 def _legend(
-    sheet: Sheet, lines: Sequence[Series], colours: Sequence[str], left: float, base: float, room: float
+    sheet: Sheet, lines: Sequence[Series], colours: Sequence[str], rows: list[list[str]], left: float, base: float
 ) -> None:
-    """The series' names in a row above the plot, each behind a stroke of its colour."""
-    end = left + room
-    for line, colour in zip(lines, colours, strict=True):
-        sheet.bar(left, base - 0.055, 0.16, 0.03, colour)
-        if end - left < 0.4:
-            return
-        text = sheet.text(left + 0.21, base, line.name, SMALL, room=max(end - left - 0.21, 0.2))
-        left += 0.21 + sheet.extent(text) + 0.16
+    """The series' names above the plot, each behind a stroke as the series is drawn."""
+    terms = _training_terms(lines)
+    strokes = iter(zip(colours, [_dashed(line, terms) for line in lines], strict=True))
+    for row in rows:
+        x = left
+        for name in row:
+            colour, dashed = next(strokes)
+            for begin, end in ((0.0, 0.065), (0.095, 0.16)) if dashed else ((0.0, 0.16),):
+                sheet.bar(x + begin, base - 0.055, end - begin, 0.03, colour)
+            x += STROKE + sheet.extent(sheet.text(x + STROKE, base, name, SMALL)) + SPACE
+        base += 0.17
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

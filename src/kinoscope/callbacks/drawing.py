@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -137,6 +137,12 @@ class Sheet:
 
         self._canvas.draw()
         return Image.fromarray(np.asarray(self._canvas.buffer_rgba())[..., :3].copy())
+
+
+def extents(words: Sequence[str], size: float) -> list[float]:
+    """The width of each of the texts in inches, before there is a page to put them on."""
+    ruler = Sheet(1.0, "")
+    return [ruler.extent(ruler.text(0.0, 0.0, word, size)) for word in words]
 
 
 def enlarge(pixels: Pixels, width: int) -> Image:

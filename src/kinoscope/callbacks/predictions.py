@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,6 +32,7 @@ from kinoscope.callbacks.drawing import (
     Pixels,
     Sheet,
     as_pixels,
+    extents,
     log,
     percent,
     plural,
@@ -40,7 +41,9 @@ from kinoscope.callbacks.drawing import (
     spec_of,
     unit_range,
 )
-from kinoscope.contracts import Batch
+
+if TYPE_CHECKING:
+    from kinoscope.contracts import Batch
 
 STRIP = 4  # frames in the strip under a video's centre frame
 NAMED_CELLS = 20  # up to so many classes each cell of the matrix shows its count
@@ -200,7 +203,7 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
         seen: how many samples were tested.
         right: how many of them were right.
     """
-    gap, row_gap, caption = 0.2, 0.22, 0.42
+    gap, row_gap, caption = 0.16, 0.16, 0.4
     columns = min(columns, len(tiles))
     # Few samples get larger tiles, but not so large that the page becomes a poster.
     width = min((WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns, 2.2)
@@ -214,7 +217,7 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
     mistakes = len(tiles) - shown_right
     subtitle = f"{percent(right / seen)} of {plural(seen, noun)} right. Shown: {shown_right} right, {mistakes} wrong"
     if mistakes / len(tiles) > 1 - right / seen:
-        subtitle += " (more than their share)"
+        subtitle += " (mistakes are over-represented)"
     sheet = Sheet(HEADER + rows * pitch - row_gap + MARGIN, f"Test {noun}s and what the network says", subtitle)
     for i, tile in enumerate(tiles):
         left, top = MARGIN + (i % columns) * (width + gap), HEADER + (i // columns) * pitch
@@ -229,7 +232,7 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
         room = width - sheet.extent(chance) - 0.06
         sheet.text(left, base, ("✓ " if tile.right else "✗ ") + tile.predicted, SMALL, colour, "bold", room=room)
         if not tile.right:
-            sheet.text(left, base + 0.16, f"is {tile.truth}", SMALL, INK, room=width)
+            sheet.text(left, base + 0.16, f"truth: {tile.truth}", SMALL, INK, room=width)
     return sheet
 
 
@@ -247,13 +250,14 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str)
     pitch = 0.62 if k <= 8 else 0.42 if few else 0.082  # of one cell, inches
     total, right = int(counts.sum()), int(np.trace(counts))
     per_row = counts.sum(axis=1)
-    names = min(max(len(name) for name in classes) * size * 0.0088, 1.9) + 0.1  # room for a class name
+    names = min(max(extents(classes, size)), 1.9)  # room for a class name
     recall = 0.62 if few else 0.0
-    left, top, side = MARGIN + names + 0.25, HEADER + names * 0.74 + 0.22, k * pitch
+    heads = names * 0.75 + 0.12 if few else names  # at the top they are turned by 45° or 90°
+    left, top, side = MARGIN + max(names, 1.2) + 0.1, HEADER + heads + 0.1, k * pitch
     panel = 0.0 if few else 3.1
-    width = max(left + side + recall + panel + MARGIN + 0.2, 5.2)
+    width = max(left + side + max(recall, names * 0.75) + panel + MARGIN, 5.2)
     subtitle = f"{percent(right / total)} of {plural(total, noun)} right. "
-    subtitle += "A row is a true class" + (f"; numbers are {noun}s" if few else "; shading is the share of its row")
+    subtitle += f"Numbers are {noun}s" if few else "Shading is the share of a row"
     sheet = Sheet(top + side + MARGIN, "Confusion matrix", subtitle, width=width)
 
     share = counts / np.maximum(per_row, 1)[:, None]
@@ -275,8 +279,9 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str)
         if few:
             value = percent(counts[i, i] / per_row[i]) if per_row[i] else "none"
             sheet.text(left + side + recall, base, value, size, RIGHT if per_row[i] else MUTED, "bold", align="right")
+    sheet.text(left - 0.08, top - 0.07, "true ↓  predicted →", SMALL, MUTED, align="right")
     if few:
-        sheet.text(left + side + recall, top - 0.07, "right", SMALL, MUTED, align="right")
+        sheet.text(left + side + recall, top - 0.07, "recall", SMALL, MUTED, align="right")
     else:
         _worst(sheet, counts, classes, noun, left + side + 0.4, top)
     return sheet
@@ -288,8 +293,8 @@ def _worst(sheet: Sheet, counts: NDArray[np.int64], classes: Sequence[str], noun
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(mistakes, axis=None, kind="stable")[::-1]
-    for place, cell in enumerate(order[:12].tolist()):
-        truth, said = divmod(cell, len(classes))
+    for place, cell in enumerate(order[:12]):
+        truth, said = divmod(int(cell), len(classes))
         n = int(mistakes[truth, said])
         if not n:
             break

@@ -9,13 +9,14 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from kinoscope.contracts import Batch
+if TYPE_CHECKING:
+    from kinoscope.contracts import Batch
 
 REFRESH = 0.1  # seconds between two updates of a bar
 MEMORY = 20.0  # seconds after which a batch counts 1/e in the rate
@@ -101,8 +102,8 @@ class Progress(TQDMProgressBar):
 
     # Training
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def on_train_start(self, *_: Any) -> None:
+        super().on_train_start()
         self.rate = Rate()
         self._begin()
 
@@ -122,11 +123,12 @@ class Progress(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing: Lightning would read every logged tensor here."""
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.train_progress_bar.set_postfix_str(self._postfix(pl_module))
+    def on_train_end(self, *_: Any) -> None:
+        postfix = self._postfix(self.trainer.lightning_module)
+        self.train_progress_bar.set_postfix_str(postfix)
         self.train_progress_bar.close()
         if self.is_enabled and not self.interactive:
-            self._line(f"trained to {_epoch(trainer)}", self._postfix(pl_module))
+            self._line(f"trained to {_epoch(self.trainer)}", postfix)
 
     def _postfix(self, system: pl.LightningModule) -> str:
         latest: Mapping[str, float] = getattr(system, "latest", {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +16,7 @@ from kinoscope.callbacks.drawing import (
     HEADER,
     MARGIN,
     MUTED,
+    RULE,
     SMALL,
     TEXT,
     WIDTH,
@@ -24,11 +25,14 @@ from kinoscope.callbacks.drawing import (
     Sheet,
     as_pixels,
     looking,
+    plural,
     publish,
     require,
     unit_range,
 )
-from kinoscope.contracts import Batch
+
+if TYPE_CHECKING:
+    from kinoscope.contracts import Batch
 
 
 class ReconstructionStrip(pl.Callback):
@@ -130,14 +134,17 @@ def draw_strip(images: Tensor, reconstructions: Tensor, subset: str) -> Sheet:
     )
     bottom = HEADER + 3 * (tall + gap) - gap
     page = left + n * (width + gap) - gap + scale + MARGIN
-    subtitle = f"{n} {subset} images; squared error summed over an image's pixels: mean {np.mean(squared):.3g}"
-    sheet = Sheet(bottom + 0.32 + MARGIN, "Reconstructions", subtitle, width=max(page, 5.5))
+    subtitle = (
+        f"{plural(n, f'{subset} image')}. Squared error, summed over an image's pixels: mean {np.mean(squared):.3g}"
+    )
+    sheet = Sheet(bottom + 0.25 + MARGIN, "Reconstructions", subtitle, width=max(page, 5.5))
     for r, (name, pictures) in enumerate(rows):
         top = HEADER + r * (tall + gap)
         sheet.text(left - 0.12, top + tall / 2 + 0.04, name, align="right")
         for i, pixels in enumerate(pictures):
             sheet.image(left + i * (width + gap), top, pixels, width)
     for i, value in enumerate(squared):
+        sheet.frame(left + i * (width + gap), bottom - tall, width, tall, RULE, 0.6)
         sheet.text(left + i * (width + gap) + width / 2, bottom + 0.2, f"{value:.3g}", SMALL, align="center")
     sheet.text(left - 0.12, bottom + 0.2, "squared error", TEXT, align="right")
 

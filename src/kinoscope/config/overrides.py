@@ -20,8 +20,8 @@ from kinoscope.config import signatures
 from kinoscope.config.compose import Composer
 from kinoscope.config.schema import SCHEMAS
 from kinoscope.config.signatures import Signature, TargetNotFound
-from kinoscope.config.suggest import did_you_mean, listed
-from kinoscope.config.types import ANYTHING, DictOf
+from kinoscope.config.suggest import did_you_mean, listed, near
+from kinoscope.config.types import ANYTHING
 
 
 @dataclass
@@ -118,8 +118,8 @@ def _judge_group(composer: Composer, override: Override, judged: Judged) -> None
     options = composer.options(group)
     unknown = [option for option in (value if isinstance(value, list) else [value]) if option not in [*options, None]]
     for option in unknown:
-        near = did_you_mean(str(option), options) or f"there are: {', '.join(options)}"
-        judged.faults.append(f"{line}: {group} has no option '{option}'; {near}")
+        hint = did_you_mean(str(option), options) or f"there are: {', '.join(options)}"
+        judged.faults.append(f"{line}: {group} has no option '{option}'; {hint}")
     if not unknown:
         judged.lines.append(line)
 
@@ -151,76 +151,84 @@ def _first_guilty(composer: Composer, lines: Sequence[str]) -> str | None:
 # --- keys ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Place:
+    """How far a dotted key leads into a config: the last node on the way, its path, and what is left of the key."""
+
+    node: Any
+    where: str
+    rest: tuple[str, ...]
+
+
 def _judge_value(composer: Composer, config: DictConfig, override: Override, judged: Judged) -> None:
     key, line = override.key_or_group, override.input_line or ""
-    fault = _fault_of_key(composer, config, override)
-    if fault:
+    if "/" in key or override.package is not None:
+        groups = composer.groups()
+        hint = did_you_mean(key, groups) or f"there are: {', '.join(groups)}"
+        judged.faults.append(f"{line}: there is no group '{key}'; {hint}")
+        return
+    place = _find(config, key)
+    fault = _fault_of(composer, config, place, override) if place.rest else None
+    if fault is None:
+        fault = _apply(config, override)
+    if fault is not None:
         judged.faults.append(f"{line}: {fault}")
         return
-    try:
-        if override.is_delete():
-            parent, _, last = key.rpartition(".")
-            node = OmegaConf.select(config, parent) if parent else config
-            del node[last]
-        else:
-            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
-    except (OmegaConfBaseException, ValueError, AttributeError) as error:
-        judged.faults.append(f"{line}: {explain(error)}")
-        return
-    # '++' sets a key whether it is in the yaml (x=1) or only an argument of the node's _target_.
-    judged.lines.append(line if override.is_delete() else f"++{line.lstrip('+')}")
+    # Without '+' Hydra refuses an argument that is not in the yaml, with it a key that is; '++' does both.
+    as_typed = override.is_delete() or (not place.rest and override.type is OverrideType.CHANGE)
+    judged.lines.append(line if as_typed else f"++{line.lstrip('+')}")
 
 
-def _fault_of_key(composer: Composer, config: DictConfig, override: Override) -> str | None:
-    key = override.key_or_group
-    if "/" in key or override.package is not None:
-        near = did_you_mean(key, composer.groups()) or f"the groups are: {', '.join(_top_groups(composer))}"
-        return f"there is no group '{key}'; {near}"
+def _find(config: DictConfig, key: str) -> _Place:
     node: Any = config
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        where = ".".join(parts[:depth])
-        if isinstance(node, ListConfig):
-            if not part.isdigit() or int(part) >= len(node):
-                return f"'{where}' is a list of {len(node)} entries"
-            part = int(part)
-        elif not isinstance(node, DictConfig):
-            return f"'{where}' is a value, it holds no '{part}'"
-        elif part not in node:
-            return _fault_of_missing(composer, config, node, where, parts[depth:], override)
-        child = node._get_node(part)
-        if not isinstance(child, (DictConfig, ListConfig)) and depth == len(parts) - 1:
-            return None
-        if _is_unset(child):  # null or ???: whatever is put there now makes the node
-            return None
-        try:
-            node = node[part]
-        except OmegaConfBaseException:
-            return None  # an interpolation that is judged with the tree
+        place = _Place(node, ".".join(parts[:depth]), tuple(parts[depth:]))
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        elif isinstance(node, DictConfig) and not _is_unset(node) and part in node.keys():  # noqa: SIM118 - null counts
+            node = node._get_node(part)
+        else:
+            return place
+        if node._is_interpolation() and depth < len(parts) - 1:
+            node = node._maybe_dereference_node()
+    return _Place(node, key, ())
+
+
+def _is_unset(node: Any) -> bool:
+    return node is None or node._is_none() or node._is_missing()
+
+
+def _apply(config: DictConfig, override: Override) -> str | None:
+    key = override.key_or_group
+    try:
+        if override.is_delete():
+            parent, _, last = key.rpartition(".")
+            del (OmegaConf.select(config, parent) if parent else config)[last]
+        else:
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+    except (OmegaConfBaseException, ValueError, AttributeError, TypeError) as error:
+        return explain(error)
     return None
 
 
-def _is_unset(child: Any) -> bool:
-    return child is None or child._is_none() or child._is_missing()
-
-
-def _fault_of_missing(
-    composer: Composer, config: DictConfig, node: DictConfig, where: str, rest: Sequence[str], override: Override
-) -> str | None:
-    """A key that is not in the yaml: fine if it is an argument of the node's ``_target_``, else a fault."""
-    name = rest[0]
-    signature = _signature(composer, node, where)
-    if signature is None:  # a plain dict takes any key, but only if told so
-        if override.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
-            return None
-        arguments: list[str] = []
-    else:
-        if override.is_delete():
-            return "there is no such key to take away"
-        if name in signature.parameters or signature.open or name.startswith("_") or name.isdigit():
-            return None
-        arguments = list(signature.parameters)
-    return _unknown_key(composer, config, node, where, name, arguments)
+def _fault_of(composer: Composer, config: DictConfig, place: _Place, override: Override) -> str | None:
+    """A key that is not in the yaml: fine where nothing is yet, or as an argument of a ``_target_``; else a fault."""
+    node, name = place.node, place.rest[0]
+    if isinstance(node, ListConfig):
+        return f"'{place.where}' is a list with entries 0 to {len(node) - 1}"
+    if override.is_delete():
+        return f"there is no '{override.key_or_group}' to take away"
+    if _is_unset(node):  # null or ???: what is put there now makes the node
+        return None
+    if not isinstance(node, DictConfig):
+        return f"'{place.where}' is a value and holds no '{name}'"
+    signature = _signature(composer, node, place.where)
+    if signature is None and override.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
+        return None  # a plain dict takes any key, if told so
+    if signature is not None and (name in signature.parameters or signature.open or name.startswith("_")):
+        return None
+    return _unknown_key(composer, config, place, list(signature.parameters) if signature else [])
 
 
 def _signature(composer: Composer, node: DictConfig, where: str) -> Signature | None:
@@ -236,25 +244,25 @@ def _signature(composer: Composer, node: DictConfig, where: str) -> Signature | 
         return signatures.OPEN  # said once, with the tree
 
 
-def _unknown_key(
-    composer: Composer, config: DictConfig, node: DictConfig, where: str, name: str, arguments: Sequence[str]
-) -> str:
-    prefix = f"{where}." if where else ""
+def _unknown_key(composer: Composer, config: DictConfig, place: _Place, arguments: Sequence[str]) -> str:
+    node, where, name = place.node, place.where, place.rest[0]
     siblings = [str(key) for key in node if not str(key).startswith("_") and (where or key != "hydra")]
-    known = list(dict.fromkeys([*siblings, *arguments]))
-    hint = did_you_mean(name, known, prefix)
-    if not hint:
-        leaves = list(_paths(config))
-        same = [path for path in leaves if path.rpartition(".")[2] == name]
-        near = dict.fromkeys(path.rpartition(".")[2] for path in leaves)
-        hint = f"did you mean {listed([repr(path) for path in same[:3]], 'or')}?" if same else ""
-        if not hint and not where:
-            hint = did_you_mean(name, composer.groups())
-        if not hint and (close := did_you_mean(name, near)):
-            word = close.split("'")[1]
-            hint = f"did you mean {listed([repr(p) for p in leaves if p.rpartition('.')[2] == word][:3], 'or')}?"
-    holder = f"'{where}'" if where else f"'{composer.verb}'"
-    return f"{holder} has no key '{name}'; {hint or f'it has: {", ".join(known)}'}"
+    groups = [] if where else [group for group in composer.groups() if "/" not in group]
+    known = list(dict.fromkeys([*siblings, *arguments, *groups]))
+    paths: dict[str, list[str]] = {}  # by their last part, for who knows the name but not the place
+    for path in _paths(config):
+        paths.setdefault(path.rpartition(".")[2], []).append(path)
+    hint = (
+        did_you_mean(name, known, f"{where}." if where else "")
+        or _these(paths.get(name, []))
+        or _these([path for word in near(name, paths, count=1) for path in paths[word]])
+        or f"it has: {', '.join(known)}"
+    )
+    return f"'{where or composer.verb}' has no key '{name}'; {hint}"
+
+
+def _these(paths: Sequence[str]) -> str:
+    return f"did you mean {listed([repr(path) for path in paths[:3]], 'or')}?" if paths else ""
 
 
 def _paths(node: Any, prefix: str = "") -> Iterator[str]:
@@ -277,10 +285,6 @@ def _paths(node: Any, prefix: str = "") -> Iterator[str]:
         yield from (f"{prefix}.{name}" for name in plain)
 
 
-def _top_groups(composer: Composer) -> list[str]:
-    return [group for group in composer.groups() if "/" not in group]
-
-
 def explain(error: BaseException) -> str:
     """The innermost reason of Hydra's or OmegaConf's exception, on one line."""
     chain: list[BaseException] = []
@@ -292,6 +296,3 @@ def explain(error: BaseException) -> str:
         return type(chain[0]).__name__
     first = [line.strip() for line in texts[-1].splitlines() if line.strip()]
     return first[0] if first else type(chain[0]).__name__
-
-
-__all__ = ["DictOf", "Judged", "expand", "explain", "judge", "parse"]

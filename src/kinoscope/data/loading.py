@@ -91,10 +91,12 @@ class KeyedBatchSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         # Not a generator itself: epoch and start must be those of the call, not of the first ``next``.
-        epoch, start, self.start = self.epoch, self.start, 0
-        return self._batches(epoch, start)
+        return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[Key]]:
+        # Only now, since a DataLoader with workers calls iter() twice and takes from the second.
+        if (self.epoch, self.start) == (epoch, start):
+            self.start = 0
         order = draws.permutation(self.seed, epoch, self.n) if self.shuffle else np.arange(self.n)
         for low, high in zip(self.bounds[start:-1], self.bounds[start + 1 :], strict=True):
             yield [(epoch, index) for index in order[low + self.rank : high : self.world_size].tolist()]
@@ -228,8 +230,8 @@ class KeyedDataModule(pl.LightningDataModule):
             loader.load_state_dict(position_of(trainer))
         return loader
 
-    def val_dataloader(self) -> KeyedLoader | list[KeyedLoader]:
-        return self._loader("validation") if len(self.subsets["validation"]) else []
+    def val_dataloader(self) -> KeyedLoader:
+        return self._loader("validation")
 
     def test_dataloader(self) -> KeyedLoader:
         return self._loader("test")
