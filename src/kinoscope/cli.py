@@ -10,7 +10,8 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -171,15 +172,27 @@ def _hydra_arguments(flags: argparse.Namespace) -> list[str]:
 
 def _run(verb: str, config: DictConfig, overrides: Sequence[str]) -> int:
     """The verb itself; a KinoscopeError is one sentence, anything else a traceback (by Hydra)."""
-    log = logging.getLogger("kinoscope")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
     try:
-        return importlib.import_module(f"kinoscope.verbs.{verb}").run(config, overrides)
+        with _log_on_stderr():
+            return importlib.import_module(f"kinoscope.verbs.{verb}").run(config, overrides)
     except KinoscopeError as error:
         _complain(str(error))
         return error.exit_code
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """What the package logs goes to stderr, one plain line each: stdout is for results."""
+    log = logging.getLogger("kinoscope")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]

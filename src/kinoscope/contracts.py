@@ -15,13 +15,12 @@ DataModule's ``on_after_batch_transfer``:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Batch = dict[str, Tensor]
-
+Batch: TypeAlias = "dict[str, Tensor]"
 Modality = Literal["video", "image"]
 
 

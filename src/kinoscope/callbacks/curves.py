@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
@@ -31,6 +32,7 @@ from kinoscope.callbacks.drawing import (
     publish,
 )
 from kinoscope.errors import KinoscopeError
+from kinoscope.runs.loggers import MetricsFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,11 +71,12 @@ class LearningCurves(pl.Callback):
     def _publish(self, trainer: pl.Trainer, final: bool) -> None:
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.save()  # metrics.csv is written by a logger, which may hold back its last rows
         path = Path(trainer.default_root_dir) / "metrics.csv"
+        # The newest row stays in memory until a later step begins; its state is where to see it.
+        files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        newest = [logger.state_dict()["newest"] for logger in files]
         try:
-            sheet = _draw(path)
+            sheet = _draw(path, newest)
         except KinoscopeError as error:
             if final:
                 log.warning("no learning curves: %s", error)
@@ -122,16 +125,23 @@ def draw_curves(csv_path: str | Path) -> Figure:
     return _draw(Path(csv_path)).figure
 
 
-def read_series(csv_path: Path) -> tuple[list[Series], str]:
+def read_series(csv_path: Path, newest: Sequence[Mapping[str, Any]] = ()) -> tuple[list[Series], str]:
     """All training and validation metrics of the file, and in words how long the run was.
 
-    A resumed run may hold a step twice: the later row counts.
+    Where a step has several rows, the last value of a metric counts.
+
+    Args:
+        csv_path: the file; it may be missing if there are newest rows.
+        newest: rows that are not in the file yet.
     """
-    try:
-        with csv_path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise KinoscopeError(f"{csv_path} cannot be read: {error.strerror}") from error
+    rows: list[Mapping[str, Any]] = []
+    if csv_path.exists() or not newest:
+        try:
+            with csv_path.open(newline="", encoding="utf-8") as file:
+                rows.extend(csv.DictReader(file))
+        except OSError as error:
+            raise KinoscopeError(f"{csv_path} cannot be read: {error.strerror}") from error
+    rows.extend(newest)
     points: dict[str, dict[int, float]] = {}
     length: dict[str, float] = {}
     for row in rows:
@@ -195,8 +205,8 @@ def _higher_is_better(term: str) -> bool | None:
     return False if any(word in term for word in LOWER_IS_BETTER) else None
 
 
-def _draw(csv_path: Path) -> Sheet:
-    series, length = read_series(csv_path)
+def _draw(csv_path: Path, newest: Sequence[Mapping[str, Any]] = ()) -> Sheet:
+    series, length = read_series(csv_path, newest)
     if not series:
         raise KinoscopeError(f"{csv_path} holds no training or validation metrics yet")
     panels = panels_of(series)
@@ -336,18 +346,20 @@ def _legend(
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean that forgets at a rate of 1 in 20, unbiased at its start."""
-    smooth, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = 0.95 * total + value, 0.95 * weight + 1
-        smooth.append(total / weight)
-    return smooth
+    """Means over the neighbours on both sides, a fortieth of all points each; fewer towards the ends.
+
+    A mean over the past alone would lag behind a falling loss.
+    """
+    sums = [0.0, *itertools.accumulate(values)]
+    n, reach = len(values), len(values) // 40
+    reaches = [min(reach, i, n - 1 - i) for i in range(n)]
+    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reaches)]
 
 
-def _number(cell: str | None) -> float | None:
+def _number(cell: Any) -> float | None:
     """A finite number, or None: empty, missing, text, or not finite."""
     try:
-        value = float(cell or "nan")
+        value = float(cell)
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None

@@ -61,8 +61,9 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+        # The canvas rounds down: whole pixels, and a hair more.
+        self.width, self.height = ((round(side * DPI) + 1e-6) / DPI for side in (width, height))
+        self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor=PAPER)
         self._canvas = FigureCanvasAgg(self.figure)
         self.text(MARGIN, 0.43, title, size=TITLE, weight="bold", room=width - 2 * MARGIN)
         self.text(MARGIN, 0.70, subtitle, colour=MUTED, room=width - 2 * MARGIN)
@@ -151,7 +152,7 @@ def enlarge(pixels: Pixels, width: int) -> Image:
 
     image = Image.fromarray(np.ascontiguousarray(pixels))
     height = max(1, round(width * image.height / image.width))
-    filter = Image.Resampling.NEAREST if image.width <= PIXEL_ART <= width else Image.Resampling.LANCZOS
+    filter = Image.Resampling.NEAREST if image.width <= min(PIXEL_ART, width) else Image.Resampling.LANCZOS
     return image.resize((width, height), filter)
 
 

@@ -62,12 +62,65 @@ class Tile:
     strip: tuple[Pixels, ...] = ()
 
 
-class ContactSheet(pl.Callback):
+class Evaluation(pl.Callback):
+    """Follows a test, or a validation that was asked for by itself; never the validations of a training."""
+
+    def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        raise NotImplementedError
+
+    def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
+        raise NotImplementedError
+
+    def end(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str) -> None:
+        raise NotImplementedError
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require(self, pl_module, "predict")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.watch(trainer, pl_module, outputs, batch)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end(trainer, pl_module, "test")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self.begin(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == "validate":
+            self.watch(trainer, pl_module, outputs, batch)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self.end(trainer, pl_module, "validation")
+
+
+class ContactSheet(Evaluation):
     """Test samples with prediction, probability and truth, drawn as ``contact_sheet.png`` at the end of a test.
 
-    Samples are spread over the classes and are the same in every run on the same data. Up to a quarter of them are
-    mistakes, if there are any, and the picture says so. A video shows its centre frame and, below, frames from its
-    first to its last, of the middle view.
+    Samples are spread over the classes and are the same in every run on the same data. A quarter of them are mistakes,
+    where there are so many, and the picture says so. A video shows its centre frame and, below, frames from its first
+    to its last, all of its middle view.
 
     Args:
         samples: how many to show.
@@ -86,97 +139,72 @@ class ContactSheet(pl.Callback):
         self._wrong: Choice[Tile] = Choice(self.samples)
         self._counts = torch.zeros(2, dtype=torch.int64)  # seen, right
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require(self, pl_module, "predict")
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         self._reset()
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
         probs, label = _probs_and_label(outputs)
         probability, predicted = probs.max(dim=1)
         right = _hits(predicted, label)
         self._counts += torch.tensor([len(right), int(right.sum())])
-        names = spec_of(trainer, pl_module).classes
-        keys = keys_of(batch["index"].cpu().numpy())
-        for i, key in enumerate(keys.tolist()):
+        if not trainer.is_global_zero:
+            return
+        names = spec_of(trainer, system).classes
+        for i, key in enumerate(keys_of(batch["index"].cpu().numpy()).tolist()):
             truths = [int(label[i])] if label.ndim == 1 else label[i].nonzero().flatten().tolist()
+            first = truths[0] if truths else -1
             choice = self._right if right[i] else self._wrong
-            truth = truths[0] if truths else -1
-            if not choice.wants(truth, key):
+            if not choice.wants(first, key):
                 continue
             centre, strip = _frames(trainer, batch, i)
             tile = Tile(
-                label=truth,
-                truth=", ".join(names[t] for t in truths) or "none",
+                label=first,
+                truth=", ".join(names[truth] for truth in truths) or "none",
                 predicted=names[int(predicted[i])],
                 probability=float(probability[i]),
                 right=bool(right[i]),
                 centre=centre,
                 strip=strip,
             )
-            choice.add(truth, key, tile)
+            choice.add(first, key, tile)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        counts = cast(Tensor, trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum")).tolist()
-        if trainer.is_global_zero and len(self._right) + len(self._wrong):
-            noun = spec_of(trainer, pl_module).modality
+    def end(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str) -> None:
+        seen, right = _summed(trainer, system, self._counts).tolist()
+        if len(self._right) + len(self._wrong):
             tiles = choose_tiles(self._right, self._wrong, self.samples)
-            sheet = draw_contact_sheet(tiles, self.columns, noun, seen=counts[0], right=counts[1])
+            noun = spec_of(trainer, system).modality
+            sheet = draw_contact_sheet(tiles, self.columns, noun, seen, right, subset)
             publish(trainer, sheet.picture(), "contact_sheet", final=True)
         self._reset()
 
 
-class ConfusionMatrix(pl.Callback):
+class ConfusionMatrix(Evaluation):
     """The confusion matrix over all test samples, drawn as ``confusion_matrix.png`` at the end of a test."""
 
     def __init__(self) -> None:
         self._counts: Tensor | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require(self, pl_module, "predict")
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        spec = spec_of(trainer, pl_module)
+    def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        spec = spec_of(trainer, system)
         self._counts = None
         if spec.multi_label:
             log.warning("no confusion matrix: it is not defined for samples with several labels")
         else:
             self._counts = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.int64)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
         if self._counts is not None:
             self._counts += confusion(*_probs_and_label(outputs))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def end(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str) -> None:
         if self._counts is None:
             return
-        counts = cast(Tensor, trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum")).cpu().numpy()
-        if trainer.is_global_zero and counts.sum():
-            spec = spec_of(trainer, pl_module)
-            publish(
-                trainer,
-                draw_confusion(counts, spec.classes, spec.modality).picture(),
-                "confusion_matrix",
-                final=True,
-            )
+        counts = _summed(trainer, system, self._counts).numpy()
         self._counts = None
+        if trainer.is_global_zero and counts.sum():
+            spec = spec_of(trainer, system)
+            sheet = draw_confusion(counts, spec.classes, spec.modality, subset)
+            publish(trainer, sheet.picture(), "confusion_matrix", final=True)
 
 
 def confusion(probs: Tensor, label: Tensor) -> Tensor:
@@ -193,7 +221,9 @@ def choose_tiles(right: Choice[Tile], wrong: Choice[Tile], samples: int) -> list
     return sorted(tiles, key=lambda tile: (tile.label, not tile.right))
 
 
-def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int, right: int) -> Sheet:
+def draw_contact_sheet(
+    tiles: Sequence[Tile], columns: int, noun: str, seen: int, right: int, subset: str = "test"
+) -> Sheet:
     """The contact sheet of at least one tile.
 
     Args:
@@ -202,6 +232,7 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
         noun: what a sample is, "video" or "image".
         seen: how many samples were tested.
         right: how many of them were right.
+        subset: where they are from, in words.
     """
     gap, row_gap, caption = 0.16, 0.16, 0.4
     columns = min(columns, len(tiles))
@@ -218,7 +249,9 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
     subtitle = f"{percent(right / seen)} of {plural(seen, noun)} right. Shown: {shown_right} right, {mistakes} wrong"
     if mistakes / len(tiles) > 1 - right / seen:
         subtitle += " (mistakes are over-represented)"
-    sheet = Sheet(HEADER + rows * pitch - row_gap + MARGIN, f"Test {noun}s and what the network says", subtitle)
+    sheet = Sheet(
+        HEADER + rows * pitch - row_gap + MARGIN, f"{subset.capitalize()} {noun}s and what the network says", subtitle
+    )
     for i, tile in enumerate(tiles):
         left, top = MARGIN + (i % columns) * (width + gap), HEADER + (i // columns) * pitch
         sheet.image(left, top, tile.centre, width)
@@ -236,13 +269,14 @@ def draw_contact_sheet(tiles: Sequence[Tile], columns: int, noun: str, seen: int
     return sheet
 
 
-def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str) -> Sheet:
+def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str, subset: str = "test") -> Sheet:
     """The confusion matrix; shading is the share of a row, blue where right, vermillion where wrong.
 
     Args:
         counts: (K, K), rows are the truth.
         classes: K names.
         noun: what a sample is, "video" or "image".
+        subset: where the samples are from, in words.
     """
     k = len(classes)
     few = k <= NAMED_CELLS
@@ -256,8 +290,8 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str)
     left, top, side = MARGIN + max(names, 1.2) + 0.1, HEADER + heads + 0.1, k * pitch
     panel = 0.0 if few else 3.1
     width = max(left + side + max(recall, names * 0.75) + panel + MARGIN, 5.2)
-    subtitle = f"{percent(right / total)} of {plural(total, noun)} right. "
-    subtitle += f"Numbers are {noun}s" if few else "Shading is the share of a row"
+    subtitle = f"{percent(right / total)} of {plural(total, f'{subset} {noun}')} right"
+    subtitle += f". Numbers are {noun}s" if few else ""
     sheet = Sheet(top + side + MARGIN, "Confusion matrix", subtitle, width=width)
 
     share = counts / np.maximum(per_row, 1)[:, None]
@@ -312,6 +346,11 @@ def _shades(share: NDArray[np.float64]) -> NDArray[np.float64]:
     full = np.where(np.eye(len(share), dtype=bool)[..., None], right, wrong)
     strength = np.sqrt(share)[..., None]  # a single mistake among many must still be seen
     return ground + strength * (full - ground)
+
+
+def _summed(trainer: pl.Trainer, system: pl.LightningModule, counts: Tensor) -> Tensor:
+    """Counts over all ranks; every rank has to call this."""
+    return cast(Tensor, trainer.strategy.reduce(counts.to(system.device), reduce_op="sum")).cpu()
 
 
 def _probs_and_label(outputs: Any) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class ReconstructionStrip(pl.Callback):
 
     After every validation from validation images, after a test from test images. The images are spread over the
     classes and are the same each time. Under each stands its squared error: summed over its pixels and channels, on
-    the scale 0…1.
+    the scale 0…1, to which reconstructions are clipped as they are for the eye.
 
     Args:
         samples: how many images.
@@ -93,7 +93,7 @@ class ReconstructionStrip(pl.Callback):
                 self._choice.add(label, key, batch["image"][i].cpu())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._publish(trainer, pl_module, "validation", final=False)
+        self._publish(trainer, pl_module, "validation", final=trainer.state.fn == "validate")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._publish(trainer, pl_module, "test", final=True)

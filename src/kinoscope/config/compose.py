@@ -6,20 +6,14 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kinoscope.config import resolvers
 from kinoscope.errors import Refusal
-
-if TYPE_CHECKING:
-    from hydra.core.config_loader import ConfigLoader
 
 VERBS = ("train", "evaluate", "sample", "prepare")
 HYDRA_BASE = "1.3"
@@ -39,10 +33,10 @@ def config_folder() -> Path:
 class Composer:
     """One command's yaml, ready to be composed with any overrides. Use `composing`."""
 
-    def __init__(self, verb: str, extra: Sequence[str]) -> None:
+    def __init__(self, verb: str, folders: Sequence[Path]) -> None:
         self.verb = verb
-        self._always = list(extra)
-        self._options: dict[str, list[str]] = {}
+        self._folders = folders
+        self._always = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
 
     def __call__(self, overrides: Sequence[str] = ()) -> DictConfig:
         """The composed config with its ``hydra`` node, unresolved. Hydra's exceptions pass through."""
@@ -52,29 +46,20 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """The options of a group, those in subfolders with their path (``video/c3d``); empty if there is no such."""
-        if group not in self._options:
-            found = self._list(group, ObjectType.CONFIG)
-            for folder in self._list(group, ObjectType.GROUP):
-                found += [f"{folder}/{option}" for option in self.options(f"{group}/{folder}")]
-            self._options[group] = sorted(found)
-        return self._options[group]
+        roots = [folder / group for folder in self._folders]
+        return sorted({file.relative_to(root).with_suffix("").as_posix() for root in roots for file in _yaml(root)})
 
-    def groups(self, parent: str = "") -> list[str]:
+    def groups(self) -> list[str]:
         """All folders that hold options, at any depth, but for Hydra's own."""
-        found: list[str] = []
-        for folder in self._list(parent, ObjectType.GROUP):
-            group = f"{parent}/{folder}" if parent else folder
-            if group != "hydra":
-                found += [group, *self.groups(group)]
-        return found
+        found: set[str] = set()
+        for root in self._folders:
+            for file in _yaml(root):
+                found.update(parent.as_posix() for parent in file.relative_to(root).parents)
+        return sorted(group for group in found if group.partition("/")[0] not in (".", "hydra"))
 
-    def _list(self, group: str, kind: ObjectType) -> list[str]:
-        names = self.loader.get_group_options(group, kind, self.verb, list(self._always))
-        return [name for name in names if not name.startswith(("_", "."))]
 
-    @property
-    def loader(self) -> ConfigLoader:
-        return GlobalHydra.instance().config_loader()
+def _yaml(root: Path) -> list[Path]:
+    return [file for file in root.rglob("*.yaml") if not file.name.startswith((".", "_"))]
 
 
 @contextmanager
@@ -87,10 +72,10 @@ def composing(verb: str, config_dir: str | Path | None = None) -> Iterator[Compo
     """
     resolvers.register()
     before = HydraConfig.instance().cfg
-    extra = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
-    with initialize_config_dir(str(config_folder()), job_name="kinoscope", version_base=HYDRA_BASE):
+    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir).resolve()])]
+    with initialize_config_dir(str(folders[0]), job_name="kinoscope", version_base=HYDRA_BASE):
         try:
-            yield Composer(verb, extra)
+            yield Composer(verb, folders)
         finally:
             HydraConfig.instance().cfg = before
 
@@ -128,8 +113,3 @@ def compose_checked(verb: str, overrides: Sequence[str] = (), config_dir: str | 
         raise Refusal("; ".join(checked.faults))
     assert checked.config is not None
     return checked.config
-
-
-def plain(node: Any) -> Any:
-    """A resolved config node as plain containers; other values as they are."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +31,7 @@ class Judged:
 
     lines: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    config: DictConfig | None = None  # what they compose to; None where the chosen groups do not compose
 
 
 def judge(composer: Composer, lines: Sequence[str]) -> Judged:
@@ -37,48 +39,53 @@ def judge(composer: Composer, lines: Sequence[str]) -> Judged:
     judged = Judged()
     values: list[Override] = []
     for line in lines:
-        override = parse(composer, line, judged.faults)
+        override = _parse(composer, line, judged.faults)
         if override is None:
             continue
-        if override.is_hydra_override():
+        if override.key_or_group == "hydra.searchpath":
+            judged.faults.append(f"{line}: a folder of your own yaml is given by --config-dir")
+        elif override.is_hydra_override():
             judged.lines.append(line)
         elif _names_group(composer, override):
             _judge_group(composer, override, judged)
         else:
             values.append(override)
-    config = _compose_groups(composer, judged)
-    if config is not None:
+    judged.config = _compose_groups(composer, judged)
+    if judged.config is not None:
         for override in values:
-            _judge_value(composer, config, override, judged)
+            _judge_value(composer, judged.config, override, judged)
+        OmegaConf.set_struct(judged.config, True)
     return judged
 
 
-def parse(composer: Composer, line: str, faults: list[str]) -> Override | None:
+def _read(line: str) -> Override:
+    # The loader is what glob(*) asks for a group's options.
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_override(line)
+
+
+def _parse(composer: Composer, line: str, faults: list[str]) -> Override | None:
     """One override as Hydra reads it; None, and a fault, if it cannot."""
     try:
-        override = OverridesParser.create(config_loader=composer.loader).parse_override(line)
+        override = _read(line)
     except HydraException:
-        if "=" in line or line.startswith(("~", "-")):
-            faults.append(f"{line}: this cannot be read; quote what the shell or Hydra would split: 'key=\"value\"'")
+        if "=" in line or line.startswith("~"):
+            faults.append(f"{line}: this cannot be read; quote what holds blanks, commas or brackets: 'key=\"value\"'")
         else:
-            options = composer.options("experiment")
-            hint = (
-                f"did you mean 'experiment={line}'?" if line in options else did_you_mean(line, options, "experiment=")
-            )
-            faults.append(f"{line}: not of the form key=value; {hint}".rstrip("; "))
+            hint = did_you_mean(line, composer.options("experiment"), "experiment=")
+            faults.append(f"{line}: not of the form key=value" + (f"; {hint}" if hint else ""))
         return None
-    if override.value_type is not ValueType.ELEMENT and override.value_type is not None:
-        faults.append(f"{line}: several values need -m to run one job for each (a list is written [a,b])")
+    if override.is_sweep_override():
+        faults.append(f"{line}: several values need -m, one run for each (a list is written [a,b])")
         return None
     return override
 
 
-def expand(composer: Composer, lines: Sequence[str]) -> Iterator[list[str]]:
+def expand(lines: Sequence[str]) -> Iterator[list[str]]:
     """The override lists that stand for a sweep: one with every first value, then one more for each other value.
 
     The jobs are their product; every value is seen once here, and a fault in a value needs no second look.
     """
-    choices = [_sweep_values(composer, line) for line in lines]
+    choices = [_sweep_values(line) for line in lines]
     first = [values[0] for values in choices]
     yield first
     for position, values in enumerate(choices):
@@ -86,15 +93,16 @@ def expand(composer: Composer, lines: Sequence[str]) -> Iterator[list[str]]:
             yield [*first[:position], value, *first[position + 1 :]]
 
 
-def _sweep_values(composer: Composer, line: str) -> list[str]:
+def _sweep_values(line: str) -> list[str]:
     try:
-        override = OverridesParser.create(config_loader=composer.loader).parse_override(line)
-        if override.value_type in (None, ValueType.ELEMENT):
+        override = _read(line)
+        if not override.is_sweep_override():
             return [line]
         key = override.get_key_element()
         if override.value_type is ValueType.INTERVAL_SWEEP:
             interval = override.value()
-            return [f"{key}={end}" for end in (interval.start, interval.end)]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            assert isinstance(interval, IntervalSweep)
+            return [f"{key}={end}" for end in (interval.start, interval.end)]
         return [f"{key}={value}" for value in override.sweep_string_iterator()] or [line]
     except HydraException:
         return [line]  # `judge` will say what is wrong with it
@@ -116,11 +124,14 @@ def _judge_group(composer: Composer, override: Override, judged: Judged) -> None
         judged.lines.append(f"~{group}")  # Hydra knows no group=null
         return
     options = composer.options(group)
-    unknown = [option for option in (value if isinstance(value, list) else [value]) if option not in [*options, None]]
-    for option in unknown:
+    for option in value if isinstance(value, list) else [value]:
+        if option is None or option in options:
+            continue
         hint = did_you_mean(str(option), options) or f"there are: {', '.join(options)}"
         judged.faults.append(f"{line}: {group} has no option '{option}'; {hint}")
-    if not unknown:
+        # The rest of the command is judged as if the nearest option had been typed.
+        line = line.replace(str(option), nearest[0]) if (nearest := near(str(option), options, count=1)) else ""
+    if line:
         judged.lines.append(line)
 
 

@@ -69,7 +69,7 @@ def preflight(
             return _check(composer, overrides, keys_only=keys_only)
         faults: dict[str, None] = {}
         prefixes: dict[str, str] = {}
-        for lines in expand(composer, overrides):
+        for lines in expand(overrides):
             checked = _check(composer, lines, keys_only=keys_only)
             faults.update(dict.fromkeys(checked.faults))
             prefixes.update({_key(line): line.partition("=")[0] for line in checked.overrides})
@@ -85,19 +85,11 @@ def _key(line: str) -> str:
 def _check(composer: Composer, overrides: Sequence[str], *, keys_only: bool) -> Checked:
     judged = judge(composer, overrides)
     checked = Checked(judged.faults, judged.lines)
-    try:
-        config = composer(judged.lines)
-    except Exception as error:
-        reason = explain(error)
-        if not any(reason in fault for fault in checked.faults):
-            checked.faults.append(reason)
+    if judged.config is None or keys_only:
         return checked
-    if keys_only:
-        return checked
-    faults = [*_tree_faults(composer.verb, config), *_folder_faults(config)]
-    checked.faults += [fault for fault in dict.fromkeys(faults) if fault not in checked.faults]
+    checked.faults += dict.fromkeys([*_tree_faults(composer.verb, judged.config), *_folder_faults(judged.config)])
     if not checked.faults:
-        checked.config = without_hydra(config)
+        checked.config = without_hydra(judged.config)
     return checked
 
 

@@ -55,6 +55,7 @@ class Evaluate:
         batch_size: videos or images per batch.
         workers: processes that read data.
         data_root: the data set's folder, where it has moved.
+        trust: packages of your own whose classes the run's config names.
         accelerator: what computes.
         devices: how many of them.
         precision: the arithmetic.
@@ -69,6 +70,7 @@ class Evaluate:
     batch_size: int | None
     workers: int | None
     data_root: str | None
+    trust: list[str]
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: int
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
@@ -83,8 +85,11 @@ class Sample:
         run: a run folder, outputs/<experiment>/<date_time>-<signature>.
         checkpoint: which of its checkpoints.
         n: how many samples or reconstructions.
-        seed: of the latent noise, or of the choice of images.
-        accelerator: what computes.
+        seed: of the latent noise.
+        output: the picture's file; by default it goes into the run's pictures.
+        workers: processes that read data.
+        data_root: the data set's folder, where it has moved.
+        trust: packages of your own whose classes the run's config names.
         output_dir: where a sweep over samples writes its table.
     """
 
@@ -92,7 +97,10 @@ class Sample:
     checkpoint: Literal["best", "last"]
     n: int
     seed: int
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    output: str | None
+    workers: int | None
+    data_root: str | None
+    trust: list[str]
     output_dir: str
 
 
@@ -102,11 +110,13 @@ class Prepare:
 
     Args:
         data: the data set.
+        seed: of the split into training and validation groups, as in training.
         data_dir: where generated and downloaded data and manifests lie.
         output_dir: where a sweep over data sets writes its table.
     """
 
     data: dict[str, Any]
+    seed: int
     data_dir: str
     output_dir: str
 

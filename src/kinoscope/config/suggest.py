@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 def near(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known words that look most like ``word``, best first. Case and the folder of an option count little."""
+    """The known words that look most like ``word``, best first. Case does not count; a right last part does."""
     pool = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), pool, n=count, cutoff=0.6)
-    last = word.lower().rpartition("/")[2]
-    found += [name for name in pool if name not in found and last and name.rpartition("/")[2] == last]
+    word = word.lower()
+    alike = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in pool}
+    best = max(alike.values(), default=0.0)
+    found = sorted((name for name in pool if alike[name] >= max(0.6, best - 0.1)), key=lambda name: -alike[name])
+    found += [name for name in pool if name not in found and name.rpartition("/")[2] == word.rpartition("/")[2]]
     return [pool[name] for name in found[:count]]
 
 

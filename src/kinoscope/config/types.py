@@ -93,7 +93,8 @@ class OneOf(Hint):
         return tuple(value for option in self.options for value in option.choices())
 
     def __str__(self) -> str:
-        return " | ".join(dict.fromkeys(str(option) for option in self.options))
+        typed = [option for option in self.options if not isinstance(option, Instance)]  # what can be typed in a word
+        return " | ".join(dict.fromkeys(str(option) for option in typed or self.options))
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,8 @@ class _Child:
         finally:
             if timer is not None:
                 timer.cancel()
+        code = self._process.wait() if not answer or expired.is_set() else 0
         if not answer:
-            code = self._process.wait()
             if expired.is_set():
                 return Outcome(number, fault=f"took more than {time_limit:g} s and was stopped")
             return Outcome(number, fault=f"ended the process that worked on it ({_name(code)})")

@@ -46,7 +46,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        return str(self.summary.get("status") or _STATUS.get(self.exit_code, "failed"))
+        return _STATUS.get(self.exit_code, "failed")
 
     @property
     def objective(self) -> float | None:

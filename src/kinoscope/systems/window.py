@@ -48,6 +48,8 @@ class Window:
                 self._buffer = values.new_empty(self.every, len(values))
         elif tuple(terms) != self.names:
             raise ValueError(f"terms changed within a window: {self.names} became {tuple(terms)}")
+        elif self._buffer.device != values.device:  # a window resumed from a checkpoint
+            self._buffer = self._buffer.to(values.device)
         self._buffer[len(self.steps)] = values
         self.steps.append(step)
 
@@ -80,7 +82,6 @@ class Window:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.names, self.steps = tuple(state["names"]), list(state["steps"])
         values: Tensor = state["values"]
-        self._buffer = values.new_empty(self.every, values.shape[1]) if len(values) else torch.empty(0)
-        if len(values) > self.every:  # log_every was lowered between stop and resume
-            raise ValueError(f"the checkpoint's window holds {len(values)} steps, log_every is {self.every}")
-        self._buffer[: len(values)] = values
+        if self.steps:
+            self._buffer = values.new_empty(self.every, values.shape[1])
+            self._buffer[: len(values)] = values

@@ -46,9 +46,9 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
         if node is not None and str(node._target_).startswith("kinoscope.callbacks.")
     }
     callbacks = build_callbacks(OmegaConf.create({"callbacks": drawing}), context={})
-    trainer = build_trainer(stored, loaded.folder, callbacks, loggers=[])
     started = time.monotonic()
     with quiet():
+        trainer = build_trainer(stored, loaded.folder, callbacks, loggers=[])
         if config.subset == "validation":
             trainer.validate(loaded.system, datamodule=datamodule, verbose=False)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,16 @@ DOES_NOT_APPLY = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences those warnings inside, and no others."""
-    with warnings.catch_warnings():
-        for message in DOES_NOT_APPLY:
-            warnings.filterwarnings("ignore", message=message)
-        yield
+    """Silences those warnings inside, and no others; of Lightning's log only warnings and errors are kept."""
+    chatter = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in chatter]
+    for logger in chatter:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in DOES_NOT_APPLY:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)

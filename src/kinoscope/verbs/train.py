@@ -183,10 +183,10 @@ def _train(run: Prepared, stop: StopRequest) -> None:
         },
     )
     loggers = [metrics, *([second] if second else [])]
-    trainer = build_trainer(config, folder.path, callbacks, loggers, plugins=[AtomicCheckpointIO()])
     exit_code = 1
     try:
         with quiet():
+            trainer = build_trainer(config, folder.path, callbacks, loggers, plugins=[AtomicCheckpointIO()])
             trainer.fit(
                 run.system, datamodule=run.datamodule, ckpt_path=run.checkpoint and str(run.checkpoint), weights_only=True
             )

@@ -1,0 +1,192 @@
+"""A run stopped anywhere and resumed equals one that was never stopped: weights, optimizers, metrics, best.
+
+The runs here are in this process, so that many stopping points can be tried; tests/runs/test_kill.py kills real ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kinoscope
+from kinoscope.errors import Interrupted, Refusal
+from kinoscope.runs.checkpoints import read_checkpoint
+from kinoscope.runs.folder import RunFolder
+
+COMMON = ["logger=csv", "trainer.accelerator=cpu", "callbacks.progress=null", "callbacks.learning_curves=null"]
+IMAGES = ["data=digits", "data.batch_size=128", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
+SYSTEMS = {
+    "autoencoder": [
+        "experiment=autoencoder/conv_small", *IMAGES, "model.log_every=3", "callbacks.reconstructions=null",
+        "+trainer.val_check_interval=2",
+    ],
+    "adversarial": [
+        "experiment=gan/dcgan_small", *IMAGES, "model.log_every=3", "callbacks.samples=null", "model.ema_decay=0.9",
+        "model.generator.width=4",
+    ],
+    "classification": [
+        "experiment=video/slow_fusion_small", "data.batch_size=8", "model.log_every=3", "data.groups=8",
+        "data.clips_per_group=1", "data.workers=0", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2",
+        "trainer.limit_test_batches=1", "callbacks.contact_sheet=null", "callbacks.confusion_matrix=null",
+        "model.network.channels=[4,4,4,4,4]", "model.network.fc=[8]", "model.network.dropout=0.5",
+        "model.scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1, gamma: 0.5}",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One working directory for the module, so that the videos are generated once."""
+    folder = tmp_path_factory.mktemp("resume")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "faults"))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield folder
+        torch.set_num_threads(threads)
+
+
+def command(system: str, *extra: str) -> list[str]:
+    return [*SYSTEMS[system], *COMMON, "trainer.max_epochs=3", *extra]
+
+
+def fault(at: int, moment: str = "batch", sends: str = "null") -> str:
+    return f"+callbacks.fault={{_target_: faults.Fault, at: {at}, moment: {moment}, sends: {sends}}}"
+
+
+def stopped(system: str, *extra: str) -> RunFolder:
+    """Trains until the fault in ``extra`` strikes; the newest run folder."""
+    with pytest.raises((Interrupted, sys.modules["faults"].Boom if "faults" in sys.modules else Exception)):
+        kinoscope.train(command(system, *extra))
+    folders = sorted(Path("outputs").glob("*/*/*"), key=lambda path: path.stat().st_mtime_ns)
+    return RunFolder.open(max(folders, key=lambda path: (path / "config.yaml").stat().st_mtime_ns))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_equal(ours: Any, theirs: Any, where: str = "") -> None:
+    """Deep equality, tensors bit for bit."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    else:
+        assert ours == theirs or (ours != ours and theirs != theirs), where
+
+
+def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
+    assert rows(ours.metrics_file) == rows(theirs.metrics_file)
+    for name in ("last", "best"):
+        if not theirs.checkpoint(name).exists():
+            continue
+        mine, other = (read_checkpoint(run.checkpoint(name)) for run in (ours, theirs))
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "window", "adversarial", "global_step", "epoch"):
+            assert_equal(mine.get(part), other.get(part), part)
+        for part in ("best", "rng"):
+            assert_equal(mine["kinoscope"][part], other["kinoscope"][part], part)
+    summaries = [run.read_summary() for run in (ours, theirs)]
+    assert all(summary["status"] == "finished" for summary in summaries)
+    assert [{k: v for k, v in s.items() if k != "seconds"} for s in summaries][0] == {
+        k: v for k, v in summaries[1].items() if k != "seconds"
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(home: Path) -> dict[str, RunFolder]:
+    return {system: RunFolder.open(kinoscope.train(command(system))) for system in SYSTEMS}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("at", [1, 4, 5, 7])
+def test_a_requested_stop_loses_nothing(system: str, at: int, uninterrupted: dict[str, RunFolder]) -> None:
+    """SIGTERM after the first batch, before and on an epoch's last batch, and in the second epoch."""
+    run = stopped(system, fault(at, sends="SIGTERM"))
+    assert run.read_summary()["status"] == "interrupted"
+    steps = read_checkpoint(run.checkpoint("last"))["global_step"]
+    kinoscope.train([f"resume={run.path}"])
+    assert_same_run(run, uninterrupted[system])
+    assert at <= steps <= at + 1  # a validation may follow the batch, and the stop then waits for it
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("at", "moment"), [(8, "batch"), (2, "validation"), (1, "test"), (3, "save")])
+def test_an_exception_anywhere_costs_only_the_steps_since_the_last_checkpoint(
+    system: str, at: int, moment: str, uninterrupted: dict[str, RunFolder]
+) -> None:
+    import os
+
+    fsync = os.fsync
+    try:
+        run = stopped(system, fault(at, moment), "callbacks.checkpoint.every_n_steps=2")
+    finally:
+        os.fsync = fsync
+    assert run.read_summary()["status"] == "failed"
+    kinoscope.train([f"resume={run.path}"])
+    assert_same_run(run, uninterrupted[system])
+
+
+def test_other_workers_continue_the_same_run(uninterrupted: dict[str, RunFolder]) -> None:
+    run = stopped("classification", fault(7, sends="SIGTERM"), "data.workers=2")
+    kinoscope.train([f"resume={run.path}", "data.workers=1"])
+    assert_same_run(run, uninterrupted["classification"])
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(
+    uninterrupted: dict[str, RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = stopped("autoencoder", fault(9, sends="SIGTERM"), "callbacks.checkpoint.every_n_steps=2")
+    last = run.checkpoint("last")
+    last.write_bytes(last.read_bytes()[:-1000])
+    with caplog.at_level("WARNING", logger="kinoscope"):
+        kinoscope.train([f"resume={run.path}"])
+    assert "falling back to" in caplog.text
+    assert_same_run(run, uninterrupted["autoencoder"])
+
+
+def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_config(home: Path) -> None:
+    extra = ["seed=77", "resume=auto"]
+    run = stopped("autoencoder", "seed=77", fault(3, sends="SIGTERM"))
+    assert kinoscope.train(command("autoencoder", *extra)) == run.path
+    assert kinoscope.train(command("autoencoder", *extra)) != run.path  # that one is finished: a new one is started
+
+
+def test_a_finished_run_says_so_and_may_be_prolonged(
+    uninterrupted: dict[str, RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = RunFolder.open(kinoscope.train(command("autoencoder", "seed=5", "trainer.max_epochs=1")))
+    with caplog.at_level("INFO", logger="kinoscope"):
+        assert kinoscope.train([f"resume={first.path}"]) == first.path
+    assert "is finished" in caplog.text
+    kinoscope.train([f"resume={first.path}", "trainer.max_epochs=2"])
+    longer = RunFolder.open(kinoscope.train(command("autoencoder", "seed=5", "trainer.max_epochs=2")))
+    assert_equal(*(read_checkpoint(run.checkpoint("last"))["state_dict"] for run in (first, longer)))
+
+
+def test_overrides_that_would_make_another_run_are_all_listed(uninterrupted: dict[str, RunFolder]) -> None:
+    run = uninterrupted["autoencoder"]
+    with pytest.raises(Refusal, match=r"seed=9 .*model.optimizer.lr=0.5 .*would make this another run"):
+        kinoscope.train([f"resume={run.path}", "seed=9", "model.optimizer.lr=0.5"])
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(uninterrupted: dict[str, RunFolder]) -> None:
+    run = stopped("autoencoder", "seed=78", fault(3, sends="SIGTERM"))
+    run.checkpoint("last").write_bytes(uninterrupted["adversarial"].checkpoint("last").read_bytes())
+    with pytest.raises(Refusal, match="belongs to another experiment"):
+        kinoscope.train([f"resume={run.path}"])
