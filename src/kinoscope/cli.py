@@ -129,14 +129,13 @@ def _checked(verb: str, flags: argparse.Namespace) -> list[str]:
 def _hand_over(verb: str, flags: argparse.Namespace, overrides: list[str]) -> int:
     """Hydra's main, with our configs and the overrides as preflight left them; returns the verb's exit code."""
     import hydra
-    from hydra.core.plugins import Plugins
 
     from kinoscope.config import resolvers
     from kinoscope.config.compose import HYDRA_BASE, config_folder
-    from kinoscope.launch.fresh_process import FreshProcessLauncher
+    from kinoscope.launch import fresh_process
 
     resolvers.register()
-    Plugins.instance().register(FreshProcessLauncher)
+    fresh_process.register()
     exit_code = 0
     typed = [line for line in flags.overrides if not line.lstrip("+~").startswith(("hydra.", "hydra/"))]
     argv = sys.argv
@@ -147,14 +146,14 @@ def _hand_over(verb: str, flags: argparse.Namespace, overrides: list[str]) -> in
         exit_code = _run(verb, config, typed)
 
     sys.argv = [argv[0], *_hydra_arguments(flags), *overrides]
-    FreshProcessLauncher.latest = None
     try:
         hydra.main(version_base=HYDRA_BASE, config_path=str(config_folder()), config_name=verb)(task)()
     except SystemExit as exit:  # Hydra's way to end --cfg and --info, and after a traceback
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     finally:
         sys.argv = argv
-    return FreshProcessLauncher.latest.finish() if FreshProcessLauncher.latest else exit_code
+    sweep = fresh_process.FreshProcessLauncher.latest
+    return exit_code if sweep is None else sweep.finish()
 
 
 def _hydra_arguments(flags: argparse.Namespace) -> list[str]:

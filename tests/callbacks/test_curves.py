@@ -9,7 +9,7 @@ import pytest
 from picture_fakes import Run
 
 from kinoscope.callbacks import curves
-from kinoscope.callbacks.curves import LearningCurves, draw_curves, panels_of, read_series
+from kinoscope.callbacks.curves import LearningCurves, draw_curves, names_of, panels_of, read_series
 from kinoscope.errors import KinoscopeError
 from kinoscope.runs.loggers import MetricsFile
 
@@ -60,11 +60,18 @@ def test_the_best_validation_is_marked(tmp_path: Path) -> None:
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(4, 1.5), (8, 0.6)]  # type: ignore[index]
 
 
+def test_clips_are_told_from_videos(tmp_path: Path) -> None:
+    panels = panels_of(read_series(write(tmp_path / "m.csv", CLASSIFICATION))[0])
+    assert names_of(panels["Accuracy"]) == ["training", "validation video", "validation clip"]
+
+
 def test_training_comes_first_and_twins_are_left_out(tmp_path: Path) -> None:
     rows = [row | {"val/clip_accuracy": row.get("val/video_accuracy", "")} for row in CLASSIFICATION]
     panels = panels_of(read_series(write(tmp_path / "m.csv", rows))[0])
-    names = {title: [series.name for series in lines] for title, lines in panels.items()}
-    assert names == {"Loss": ["training", "validation"], "Accuracy": ["training", "validation video"]}
+    assert {title: names_of(lines) for title, lines in panels.items()} == {
+        "Loss": ["training", "validation"],
+        "Accuracy": ["training", "validation"],
+    }
 
 
 def test_a_game_has_its_losses_and_its_critics_answers(tmp_path: Path) -> None:
@@ -75,8 +82,7 @@ def test_a_game_has_its_losses_and_its_critics_answers(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "m.csv", rows)
     panels = panels_of(read_series(path)[0])
-    names = {title: [series.name for series in lines] for title, lines in panels.items()}
-    assert names == {
+    assert {title: names_of(lines) for title, lines in panels.items()} == {
         "Loss": ["critic", "generator", "validation critic"],
         "Critic's answers": ["D(real)", "D(fake)"],
     }

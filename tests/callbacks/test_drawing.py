@@ -59,7 +59,7 @@ def test_text_never_leaves_its_room(words: str) -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [percent(share) for share in (1, 0, 0.9583, 0.5)] == ["100 %", "0 %", "95.8 %", "50 %"]
+    assert [percent(share) for share in (1, 0, 0.9583, 0.5, 0.9999)] == ["100 %", "0 %", "95.8 %", "50 %", "99.9 %"]
     assert plural(1, "image") == "1 image" and plural(12000, "update") == "12,000 updates"
 
 

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from kinoscope.cli import main
 from kinoscope.config.compose import compose, compose_checked, composing
 from kinoscope.config.preflight import preflight
+from kinoscope.config.resolvers import choice
 from kinoscope.errors import Refusal
 
 
@@ -201,11 +203,10 @@ def test_resolvers_refuse_in_their_own_words(conf: Path) -> None:
     assert "Refusal" not in fault
 
 
-def test_choice_is_only_known_to_a_composed_config(conf: Path) -> None:
+def test_choice_is_only_known_to_a_composed_config(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with composing("train", conf) as composer:
         assert composer(["experiment=toy"]).name == "toy"
-    from kinoscope.config.resolvers import choice
-
     with pytest.raises(Refusal, match="only known"):
         choice("experiment")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,6 +269,14 @@ def test_workers_leave_signals_to_their_parent_and_use_one_thread() -> None:
     while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_process_that_ends_with_live_workers_ends() -> None:
+    code = "import test_loading as t; loader = t.Data(workers=2)._loader('train'); it = iter(loader); next(it)"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
+    assert time.monotonic() - started < 30
 
 
 def test_keyed_draws_are_one_row_per_sample() -> None:

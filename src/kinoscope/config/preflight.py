@@ -167,7 +167,7 @@ def _bind_below(value: Any, path: str, faults: list[str]) -> None:
             except TargetNotFound as missing:
                 head = target.rpartition(".")[0]
                 hint = did_you_mean(target.rpartition(".")[2], missing.near, f"{head}.")
-                faults.append(f"{path}._target_: there is no '{target}': {missing}" + (f"; {hint}" if hint else ""))
+                faults.append(f"{path}._target_: {missing}" + (f"; {hint}" if hint else ""))
         elif target is not None and target is not _UNKNOWN:
             faults.append(f"{path}._target_ is {show(target)}, but must be the dotted name of a class or function")
         for key, child in value.items():

@@ -6,8 +6,10 @@ says everything that a sample's draws depend on, so a batch is the same with any
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -149,6 +151,15 @@ class KeyedLoader(DataLoader):
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         self.position = position
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """Ends the workers, those that hang in a decoder too."""
+        iterator, self._iterator = self._iterator, None
+        if workers := getattr(iterator, "_workers", []):
+            iterator._shutdown_workers()  # type: ignore[union-attr]
+            for worker in workers:
+                worker.kill()
 
     def state_dict(self) -> Position:
         if self.position is None:
@@ -157,6 +168,15 @@ class KeyedLoader(DataLoader):
 
     def load_state_dict(self, state: Position) -> None:
         self.batch_sampler.start_at(state["epoch"], state["batch"])
+
+
+_OPEN: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
+
+
+@atexit.register  # runs before multiprocessing's own exit, which would wait for workers that ignore its SIGTERM
+def _close_all() -> None:
+    for loader in list(_OPEN):
+        loader.close()
 
 
 def _as_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import json
 import os
 import signal
@@ -19,8 +20,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, ClassVar
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -28,6 +31,7 @@ from omegaconf import DictConfig
 
 from kinoscope.errors import Interrupted
 
+ALIAS = "hydra_plugins.kinoscope_launcher"
 _STATUS = {0: "finished", 2: "refused", Interrupted.exit_code: "interrupted"}
 _PARENTS_OWN = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep", "hydra.mode")
 _GRACE = 10.0  # seconds between asking what is left of a job to end and killing it
@@ -84,8 +88,7 @@ class FreshProcessLauncher(Launcher):
     The last line of a job's stdout is its run folder, where ``summary.json`` tells how it went.
     """
 
-    # Hydra takes plugins from this package only, but never looks whether the module is there.
-    __module__ = "hydra_plugins.kinoscope_launcher"
+    __module__ = ALIAS  # see register()
 
     latest: ClassVar[FreshProcessLauncher | None] = None
 
@@ -159,7 +162,7 @@ class FreshProcessLauncher(Launcher):
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are passed on to the running job, which saves itself; the second one kills it."""
+        """Ctrl-C and the like are passed on to the running job, which saves itself; the second one kills it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -174,7 +177,7 @@ class FreshProcessLauncher(Launcher):
                 print("kinoscope: stopping the sweep; again to kill its job", file=sys.stderr, flush=True)
                 self._process.send_signal(signal.SIGTERM)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:
@@ -191,6 +194,22 @@ class FreshProcessLauncher(Launcher):
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.folder / "sweep.csv")
+
+
+def register() -> None:
+    """Makes Hydra know the launcher, as ``hydra/launcher=fresh_process``.
+
+    Hydra takes plugins by their name from the package ``hydra_plugins`` alone. It would not find such a folder in an
+    editable install, which is finder-based; so this module is entered under a name there.
+    """
+    FreshProcessLauncher.latest = None
+    Plugins.instance().register(FreshProcessLauncher)
+    package = ALIAS.partition(".")[0]
+    try:
+        importlib.import_module(package)  # another plugin is installed
+    except ModuleNotFoundError:
+        sys.modules[package] = ModuleType(package)
+    sys.modules[ALIAS] = sys.modules[__name__]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,6 +6,9 @@ Principal Component Analysis: Learning from Examples without Local Minima", Neur
 With mean m and the k leading eigenvectors U of the covariance, code = U (x − m) and x̂ = Uᵀ code + m. On the data it was
 fitted to, the mean of |x − x̂|² is the sum of the dropped eigenvalues.
 
+Departs:
+    - Nothing: the optimum is computed by scikit-learn, from the covariance's eigenvectors, rather than descended to.
+
 Shape legend: N images, B batch, C channels, H height, W width, D = C·H·W, k components.
 """
 
