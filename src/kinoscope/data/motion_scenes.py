@@ -29,6 +29,7 @@ MOVEMENTS = CLASSES["local_motion"]
 SHAPES = ("arrow", "half_moon", "hook", "wedge")
 RED, GREEN, BLUE = 0.0, 1 / 3, 2 / 3
 
+COUNT = (2, 3)  # fewest and most objects
 RADII = (0.1, 0.22)  # smallest and largest radius of an object, as a share of the frame's side
 SPEED = (0.032, 0.06)  # share of the frame's side per frame: 1.5 to 3 px at 48 px
 TURN = (0.14, 0.26)  # radians per frame
@@ -77,12 +78,16 @@ def video(task: Task, label: int, group: int, clip: int, seed: int, size: int, l
 def _things(task: Task, name: str, draw: np.random.Generator, size: int, length: int) -> list[Thing]:
     if task == "local_motion":
         return [
-            _moving(draw, size, length, name, _any(draw, SHAPES), draw.random()) for _ in range(draw.integers(2, 4))
+            _moving(draw, size, length, name, _any(draw, SHAPES), draw.random())
+            for _ in range(draw.integers(COUNT[0], COUNT[1] + 1))
         ]
     if task == "appearance":
         shape = "cross" if name.endswith("Cross") else "disc"
         hue = {"R": RED, "G": GREEN, "B": BLUE}[name[0]]
-        return [_moving(draw, size, length, _any(draw, MOVEMENTS), shape, hue) for _ in range(draw.integers(2, 4))]
+        return [
+            _moving(draw, size, length, _any(draw, MOVEMENTS), shape, hue)
+            for _ in range(draw.integers(COUNT[0], COUNT[1] + 1))
+        ]
     return [
         _moving(draw, size, length, _any(draw, MOVEMENTS), _any(draw, SHAPES), GREEN),
         *_events(draw, size, length, name),
