@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
+        return _show(_overview())
     verb, *rest = arguments
     if verb not in VERBS:
         from kinoscope.config.suggest import did_you_mean
@@ -72,14 +72,21 @@ def _main(arguments: list[str]) -> int:
     if flags.help:
         from kinoscope.config.help import page
 
-        print(page(verb, flags.overrides, flags.config_dir))
-        return 0
+        return _show(page(verb, flags.overrides, flags.config_dir))
     return _hand_over(verb, flags, _checked(verb, flags))
 
 
 def _overview() -> str:
     width = max(map(len, VERBS))
     return OVERVIEW.format(verbs="\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()))
+
+
+def _show(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader (head, less) has seen enough; nothing more is to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _complain(sentence: str) -> None:

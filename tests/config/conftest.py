@@ -65,6 +65,7 @@ FILES = {
     "toy/parts.py": PARTS,
     "conf/data/toy.yaml": "_target_: toy.Toy\nroot: ???\nbatch_size: 8\nsplit: 1\nframes: 4\n",
     "conf/data/still.yaml": "_target_: toy.Toy\nroot: x\nbatch_size: 8\n",
+    "conf/data/broken.yaml": "root: [x\nbatch_size: }",
     "conf/model/toy.yaml": """
 _target_: toy.System
 network: {_target_: toy.Net, frames: "${data.frames}", width: 4}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from kinoscope.cli import main
-from kinoscope.config.compose import VERBS
+from kinoscope.cli import VERBS, main
 from kinoscope.config.help import EXAMPLES, USAGE
+from kinoscope.config.schema import SCHEMAS
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 
 Verb = Callable[[DictConfig, Sequence[str]], int]
@@ -177,5 +177,5 @@ def test_the_other_verbs_have_pages_of_their_own(verb: str, capsys: pytest.Captu
 
 def test_every_verb_has_usage_examples_and_a_config() -> None:
     configs = Path(__file__).parents[2] / "configs"
-    assert set(USAGE) == set(EXAMPLES) == set(VERBS)
+    assert set(USAGE) == set(EXAMPLES) == set(SCHEMAS) == set(VERBS)
     assert all((configs / f"{verb}.yaml").is_file() for verb in VERBS)

@@ -64,6 +64,13 @@ FAULTS = {
     "name=a b,": "cannot be read",
     "~data.nix": "there is no 'data.nix' to take away",
     "hydra.searchpath=[x]": "--config-dir",
+    "model/objective=minimax": "this experiment has no model/objective to choose",
+    "card.note=x": "to add it, give +card.note=…",
+    "data=broken": "conf/data/broken.yaml' is not yaml: line 2, ",
+    "+data=toy": "data appears more than once",
+    "~seed": "Train also needs 'seed'; give seed=…",
+    "data.root=${oc.env:KINOSCOPE_NOT_SET}": "Environment variable 'KINOSCOPE_NOT_SET' not found",
+    "model.network=null": "model.network is null, but must be Network",
     "data.frames.x=1": "'data.frames' is a value and holds no 'x'",
 }
 
@@ -94,6 +101,14 @@ def test_a_misspelt_choice_does_not_make_the_rest_look_wrong(conf: Path) -> None
     """The keys of the option that was meant are judged, not those of the default that would stand in for it."""
     (fault,) = faults(conf, "model.network.width=3", experiment="toyy")
     assert "did you mean 'toy'" in fault
+
+
+def test_an_option_that_is_read_as_a_number(conf: Path) -> None:
+    """``debug=nan``: Hydra alone takes it for a float and refuses."""
+    checked = preflight("train", ["experiment=toy", "debug=nan"], conf)
+    assert checked.config is not None
+    assert checked.config.trainer.detect_anomaly
+    assert compose("train", checked.overrides, conf).trainer.detect_anomaly
 
 
 def test_what_is_not_set_is_named_with_its_meaning(conf: Path) -> None:
@@ -139,6 +154,7 @@ GOOD = [
     "debug=fast",
     "resume=auto",
     "experiment=null",
+    "logger=null",  # the option none
     "+card.note=x",  # a plain dict takes any key, if told so
 ]
 
@@ -189,12 +205,18 @@ def test_each_value_of_a_sweep_is_checked(conf: Path) -> None:
 def test_a_sweep_goes_on_as_typed_but_for_the_plus(conf: Path) -> None:
     checked = preflight(
         "train",
-        ["experiment=toy", "model.optimizer.momentum=0.8,0.9", "data=null", "~data.frames", "seed=1,2"],
+        ["experiment=toy", "model.optimizer.momentum=0.8,0.9", "logger=null", "debug=nan", "seed=1,2", "~card"],
         conf,
         sweep=True,
     )
-    assert checked.overrides[1] == "++model.optimizer.momentum=0.8,0.9"
-    assert checked.overrides[-1] == "seed=1,2"
+    assert checked.overrides == [
+        "experiment=toy",
+        "++model.optimizer.momentum=0.8,0.9",
+        "logger=none",
+        "debug='nan'",
+        "seed=1,2",
+        "~card",
+    ]
 
 
 def test_resolvers_refuse_in_their_own_words(conf: Path) -> None:

@@ -274,9 +274,8 @@ def test_workers_leave_signals_to_their_parent_and_use_one_thread() -> None:
 def test_a_process_that_ends_with_live_workers_ends() -> None:
     code = "import test_loading as t; loader = t.Data(workers=2)._loader('train'); it = iter(loader); next(it)"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
-    assert time.monotonic() - started < 30
+    # It would hang for ever; 90 seconds are for a busy machine that has to import torch.
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=90)
 
 
 def test_keyed_draws_are_one_row_per_sample() -> None:

@@ -19,7 +19,10 @@ from kinoscope.errors import Interrupted, Refusal
 from kinoscope.runs.checkpoints import read_checkpoint
 from kinoscope.runs.folder import RunFolder
 
-COMMON = ["logger=csv", "trainer.accelerator=cpu", "callbacks.progress=null", "callbacks.learning_curves=null"]
+COMMON = [
+    "logger=csv", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "callbacks.progress=null",
+    "callbacks.learning_curves=null",
+]  # fmt: skip
 IMAGES = ["data=digits", "data.batch_size=128", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
 SYSTEMS = {
     "autoencoder": [
@@ -69,6 +72,10 @@ def stopped(system: str, *extra: str) -> RunFolder:
     return RunFolder.open(max(folders, key=lambda path: (path / "config.yaml").stat().st_mtime_ns))
 
 
+def resume(run: RunFolder, *extra: str) -> None:
+    assert kinoscope.train([f"resume={run.path}", "+callbacks.fault=null", *extra]) == run.path
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
@@ -108,19 +115,27 @@ def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
     }
 
 
+class Uninterrupted(dict[str, RunFolder]):
+    """Runs that were never stopped, each trained when it is first asked for."""
+
+    def __missing__(self, system: str) -> RunFolder:
+        self[system] = RunFolder.open(kinoscope.train(command(system)))
+        return self[system]
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(home: Path) -> dict[str, RunFolder]:
-    return {system: RunFolder.open(kinoscope.train(command(system))) for system in SYSTEMS}
+def uninterrupted(home: Path) -> Uninterrupted:
+    return Uninterrupted()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("at", [1, 4, 5, 7])
-def test_a_requested_stop_loses_nothing(system: str, at: int, uninterrupted: dict[str, RunFolder]) -> None:
+def test_a_requested_stop_loses_nothing(system: str, at: int, uninterrupted: Uninterrupted) -> None:
     """SIGTERM after the first batch, before and on an epoch's last batch, and in the second epoch."""
     run = stopped(system, fault(at, sends="SIGTERM"))
     assert run.read_summary()["status"] == "interrupted"
     steps = read_checkpoint(run.checkpoint("last"))["global_step"]
-    kinoscope.train([f"resume={run.path}"])
+    resume(run)
     assert_same_run(run, uninterrupted[system])
     assert at <= steps <= at + 1  # a validation may follow the batch, and the stop then waits for it
 
@@ -128,7 +143,7 @@ def test_a_requested_stop_loses_nothing(system: str, at: int, uninterrupted: dic
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize(("at", "moment"), [(8, "batch"), (2, "validation"), (1, "test"), (3, "save")])
 def test_an_exception_anywhere_costs_only_the_steps_since_the_last_checkpoint(
-    system: str, at: int, moment: str, uninterrupted: dict[str, RunFolder]
+    system: str, at: int, moment: str, uninterrupted: Uninterrupted
 ) -> None:
     import os
 
@@ -138,24 +153,24 @@ def test_an_exception_anywhere_costs_only_the_steps_since_the_last_checkpoint(
     finally:
         os.fsync = fsync
     assert run.read_summary()["status"] == "failed"
-    kinoscope.train([f"resume={run.path}"])
+    resume(run)
     assert_same_run(run, uninterrupted[system])
 
 
-def test_other_workers_continue_the_same_run(uninterrupted: dict[str, RunFolder]) -> None:
+def test_other_workers_continue_the_same_run(uninterrupted: Uninterrupted) -> None:
     run = stopped("classification", fault(7, sends="SIGTERM"), "data.workers=2")
-    kinoscope.train([f"resume={run.path}", "data.workers=1"])
+    resume(run, "data.workers=1")
     assert_same_run(run, uninterrupted["classification"])
 
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(
-    uninterrupted: dict[str, RunFolder], caplog: pytest.LogCaptureFixture
+    uninterrupted: Uninterrupted, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = stopped("autoencoder", fault(9, sends="SIGTERM"), "callbacks.checkpoint.every_n_steps=2")
     last = run.checkpoint("last")
     last.write_bytes(last.read_bytes()[:-1000])
     with caplog.at_level("WARNING", logger="kinoscope"):
-        kinoscope.train([f"resume={run.path}"])
+        resume(run)
     assert "falling back to" in caplog.text
     assert_same_run(run, uninterrupted["autoencoder"])
 
@@ -168,7 +183,7 @@ def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_config(home: Pa
 
 
 def test_a_finished_run_says_so_and_may_be_prolonged(
-    uninterrupted: dict[str, RunFolder], caplog: pytest.LogCaptureFixture
+    uninterrupted: Uninterrupted, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = RunFolder.open(kinoscope.train(command("autoencoder", "seed=5", "trainer.max_epochs=1")))
     with caplog.at_level("INFO", logger="kinoscope"):
@@ -179,13 +194,13 @@ def test_a_finished_run_says_so_and_may_be_prolonged(
     assert_equal(*(read_checkpoint(run.checkpoint("last"))["state_dict"] for run in (first, longer)))
 
 
-def test_overrides_that_would_make_another_run_are_all_listed(uninterrupted: dict[str, RunFolder]) -> None:
+def test_overrides_that_would_make_another_run_are_all_listed(uninterrupted: Uninterrupted) -> None:
     run = uninterrupted["autoencoder"]
     with pytest.raises(Refusal, match=r"seed=9 .*model.optimizer.lr=0.5 .*would make this another run"):
         kinoscope.train([f"resume={run.path}", "seed=9", "model.optimizer.lr=0.5"])
 
 
-def test_a_checkpoint_of_another_experiment_is_refused(uninterrupted: dict[str, RunFolder]) -> None:
+def test_a_checkpoint_of_another_experiment_is_refused(uninterrupted: Uninterrupted) -> None:
     run = stopped("autoencoder", "seed=78", fault(3, sends="SIGTERM"))
     run.checkpoint("last").write_bytes(uninterrupted["adversarial"].checkpoint("last").read_bytes())
     with pytest.raises(Refusal, match="belongs to another experiment"):

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kinoscope.config import resolvers
 from kinoscope.errors import Refusal
 
-VERBS = ("train", "evaluate", "sample", "prepare")
 HYDRA_BASE = "1.3"
 
 

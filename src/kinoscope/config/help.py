@@ -121,10 +121,14 @@ def _rows(node: DictConfig, prefix: str, signature: Signature | None) -> Iterato
         name = f"{prefix}{key}"
         if str(key).startswith("_") or name == "hydra":
             continue
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and name != "card":
             yield from _rows(node[key], f"{name}.", _find(value.get("_target_")))
         else:
-            yield (name, show(value), *_told(parameters.get(str(key)), foreign=_is_foreign(signature)))
+            yield (
+                name,
+                "…" if name == "card" else show(value),
+                *_told(parameters.get(str(key)), foreign=_is_foreign(signature)),
+            )
     if _is_foreign(signature):
         if prefix == "trainer.":
             yield (f"{prefix}…", "", "", "any other argument of Lightning's Trainer")

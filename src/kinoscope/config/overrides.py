@@ -6,7 +6,8 @@ looked at alone, with what the keys and signatures around it are called, and tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, OverrideTy
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from kinoscope.config import signatures
 from kinoscope.config.compose import Composer
@@ -27,11 +29,19 @@ from kinoscope.config.types import ANYTHING
 
 @dataclass
 class Judged:
-    """Overrides that can be composed, as Hydra wants them, and the faults of the others."""
+    """What became of the overrides.
 
-    lines: list[str] = field(default_factory=list)
+    Attributes:
+        lines: those without fault as typed → as Hydra wants them.
+        faults: one sentence for each of the others.
+        misspelt: groups whose option is not there; the nearest stands in for it, to judge the rest.
+        config: what the lines compose to; None where the chosen groups do not compose.
+    """
+
+    lines: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    config: DictConfig | None = None  # what they compose to; None where the chosen groups do not compose
+    misspelt: set[str] = field(default_factory=set)
+    config: DictConfig | None = None
 
 
 def judge(composer: Composer, lines: Sequence[str]) -> Judged:
@@ -45,7 +55,7 @@ def judge(composer: Composer, lines: Sequence[str]) -> Judged:
         if override.key_or_group == "hydra.searchpath":
             judged.faults.append(f"{line}: a folder of your own yaml is given by --config-dir")
         elif override.is_hydra_override():
-            judged.lines.append(line)
+            judged.lines[line] = line
         elif _names_group(composer, override):
             _judge_group(composer, override, judged)
         else:
@@ -112,36 +122,49 @@ def _sweep_values(line: str) -> list[str]:
 
 
 def _names_group(composer: Composer, override: Override) -> bool:
-    if not composer.options(override.key_or_group):
+    options = composer.options(override.key_or_group)
+    if not options:
         return False
-    # A dict or number for a group's name is meant for the key of the same name (data={…}).
-    return override.is_delete() or isinstance(override.value(), (str, list)) or override.value() is None
+    # A dict or number for a group's name is meant for the key of the same name (data={…}); but debug=nan is an option.
+    value = override.value()
+    return override.is_delete() or value is None or isinstance(value, (str, list)) or _typed(override) in options
+
+
+def _typed(override: Override) -> str:
+    return "" if override.is_delete() else override.get_value_string().strip()
 
 
 def _judge_group(composer: Composer, override: Override, judged: Judged) -> None:
     group, line, value = override.key_or_group, override.input_line or "", override.value()
-    if value is None and not override.is_delete():
-        judged.lines.append(f"~{group}")  # Hydra knows no group=null
-        return
     options = composer.options(group)
-    for option in value if isinstance(value, list) else [value]:
-        if option is None or option in options:
-            continue
-        hint = did_you_mean(str(option), options) or f"there are: {', '.join(options)}"
-        judged.faults.append(f"{line}: {group} has no option '{option}'; {hint}")
-        # The rest of the command is judged as if the nearest option had been typed.
-        line = line.replace(str(option), nearest[0]) if (nearest := near(str(option), options, count=1)) else ""
-    if line:
-        judged.lines.append(line)
+    if override.is_delete():
+        judged.lines[line] = line
+    elif value is None:  # Hydra knows no group=null
+        judged.lines[line] = f"{group}=none" if "none" in options else f"~{group}"
+    elif not isinstance(value, (str, list)):  # Hydra reads nan as a number
+        judged.lines[line] = f"{override.get_key_element()}='{_typed(override)}'"
+    else:
+        chosen = value if isinstance(value, list) else [value]
+        normal = line
+        for option in (str(option) for option in chosen if option not in options):
+            hint = did_you_mean(option, options) or f"there are: {', '.join(options)}"
+            judged.faults.append(f"{line}: {group} has no option '{option}'; {hint}")
+            judged.misspelt.add(group)
+            nearest = near(option, options, count=1)
+            normal = normal.replace(option, nearest[0]) if nearest else ""
+        if normal:
+            judged.lines[line] = normal
 
 
 def _compose_groups(composer: Composer, judged: Judged) -> DictConfig | None:
     """The config with the chosen groups, open for changes. A choice that cannot be composed becomes a fault."""
     try:
-        config = composer(judged.lines)
+        config = composer(list(judged.lines.values()))
     except Exception as error:
         guilty = _first_guilty(composer, judged.lines)
         reason = explain(error)
+        if guilty and "No match in the defaults list" in reason:
+            reason = f"this experiment has no {guilty.partition('=')[0]} to choose"
         judged.faults.append(f"{guilty}: {reason}" if guilty else reason)
         return None
     config = config.copy()
@@ -150,12 +173,13 @@ def _compose_groups(composer: Composer, judged: Judged) -> DictConfig | None:
     return config
 
 
-def _first_guilty(composer: Composer, lines: Sequence[str]) -> str | None:
+def _first_guilty(composer: Composer, lines: Mapping[str, str]) -> str | None:
+    """The first override, as typed, with which composing fails."""
     for count in range(len(lines) + 1):
         try:
-            composer(lines[:count])
+            composer(list(lines.values())[:count])
         except Exception:
-            return lines[count - 1] if count else None
+            return list(lines)[count - 1] if count else None
     return None
 
 
@@ -187,7 +211,7 @@ def _judge_value(composer: Composer, config: DictConfig, override: Override, jud
         return
     # Without '+' Hydra refuses an argument that is not in the yaml, with it a key that is; '++' does both.
     as_typed = override.is_delete() or (not place.rest and override.type is OverrideType.CHANGE)
-    judged.lines.append(line if as_typed else f"++{line.lstrip('+')}")
+    judged.lines[line] = line if as_typed else f"++{line.lstrip('+')}"
 
 
 def _find(config: DictConfig, key: str) -> _Place:
@@ -267,7 +291,7 @@ def _unknown_key(composer: Composer, config: DictConfig, place: _Place, argument
         did_you_mean(name, known, f"{where}." if where else "")
         or _these(paths.get(name, []))
         or _these([path for word in near(name, paths, count=1) for path in paths[word]])
-        or f"it has: {', '.join(known)}"
+        or (f"it has: {', '.join(known)}" if arguments else f"to add it, give +{'.'.join([where, *place.rest])}=…")
     )
     return f"'{where or composer.verb}' has no key '{name}'; {hint}"
 
@@ -296,14 +320,17 @@ def _paths(node: Any, prefix: str = "") -> Iterator[str]:
         yield from (f"{prefix}.{name}" for name in plain)
 
 
+_PREFIX = re.compile(r"^\w+ raised while resolving interpolation: ")
+
+
 def explain(error: BaseException) -> str:
     """The innermost reason of Hydra's or OmegaConf's exception, on one line."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)  # type: ignore[assignment]
-    texts = [text for link in chain if (text := str(link).strip())]
-    if not texts:
-        return type(chain[0]).__name__
-    first = [line.strip() for line in texts[-1].splitlines() if line.strip()]
-    return first[0] if first else type(chain[0]).__name__
+    reason = type(error).__name__
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, MarkedYAMLError) and link.problem_mark is not None:
+            return f"'{link.problem_mark.name}' is not yaml: line {link.problem_mark.line + 1}, {link.problem}"
+        if text := str(link).strip():
+            reason = _PREFIX.sub("", text.splitlines()[0].strip()).strip('"')
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return reason

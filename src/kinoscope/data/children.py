@@ -68,6 +68,7 @@ def in_children(
                     return
                 child = children[slot]
                 if child is None or not child.alive():
+                    _kill(child)  # closes the pipes of the dead one
                     child = children[slot] = _Child(function)
                 done.put(child.call(number, arguments, time_limit))
         except BaseException as error:  # it belongs to the thread that reads the outcomes
@@ -109,6 +110,10 @@ class _Child:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
         )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():  # so that a call's time does not include the start and the imports
+            self.kill()
+            raise KinoscopeError(f"a child process for {function} cannot be started by {sys.executable}.")
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -166,6 +171,8 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not reach the replies
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
+    replies.write("ready\n")
+    replies.flush()
     for line in sys.stdin:
         try:
             reply = {"value": function(*json.loads(line))}

@@ -65,7 +65,8 @@ def decode(path: str | Path, indices: ArrayLike, size: Size | None = None, decod
         path: the file.
         indices: frame numbers from 0, (T,); repeated and unsorted ones are welcome and cost nothing more.
         size: one number scales the short side to it, (height, width) scales to exactly that, None leaves it.
-        decoder: ``decord``, or ``pyav``; where decord cannot be imported, PyAV takes its place and the log says so.
+        decoder: ``decord``, or ``pyav``. Where decord cannot be imported, PyAV takes its place and the log says so; it
+            also reads the few good files that decord refuses.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
@@ -180,8 +181,9 @@ def _by_decord(decord: Any, path: str | Path, wanted: np.ndarray, target: tuple[
     except DecodeError:
         raise
     except Exception as error:  # decord raises half a dozen unrelated types
-        reason = str(error).strip().splitlines()
-        raise DecodeError(f"{path}: decord cannot read it ({reason[0] if reason else 'it gives no reason'}).") from None
+        # Some it cannot read are fine, such as frames of 48 or 72 pixels' width; others PyAV refuses in plain words.
+        log.debug("%s: decord gives up, PyAV decodes instead: %s", path, error)
+        return _by_pyav(path, wanted, target)
 
 
 def _by_pyav(path: str | Path, wanted: np.ndarray, target: tuple[int, int] | None) -> np.ndarray:

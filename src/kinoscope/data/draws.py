@@ -46,7 +46,8 @@ def _bits(seed: int, stream: str, *counters: ArrayLike) -> NDArray[np.uint64]:
 
 
 def _unit(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    return np.asarray((bits >> np.uint64(11)) * 2.0**-53)  # 53 bits: every value is a float64, and 1.0 is never reached
+    # 53 bits: every value is a float64, and 1.0 is never reached
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def uniform(seed: int, epoch: ArrayLike, index: ArrayLike, stream: str) -> NDArray[np.float64]:

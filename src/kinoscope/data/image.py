@@ -62,7 +62,7 @@ class ImageDataModule(KeyedDataModule):
         batch_size: images per device and step.
         workers: processes per loader; the images are in memory, so 0 is fastest.
         size: side of the image that the network sees; images are padded or resized to it.
-        channels: 1 or 3.
+        channels: 1 or 3; default: those of the files.
         flip: mirror training images at random. Off where a mirror image is another thing, as with digits.
         validation: share of the training images that is held out.
         seed: of order and mirroring.
@@ -71,6 +71,7 @@ class ImageDataModule(KeyedDataModule):
     """
 
     dataset: ClassVar[image_files.ImageSet]
+    channels_on_disk: ClassVar[Literal[1, 3]] = 1
     preprocess: ImagePreprocess
 
     def __init__(
@@ -80,7 +81,7 @@ class ImageDataModule(KeyedDataModule):
         batch_size: int = 128,
         workers: int = 0,
         size: int = 32,
-        channels: Literal[1, 3] = 1,
+        channels: Literal[1, 3] | None = None,
         flip: bool = False,
         validation: float = 0.1,
         seed: int = 0,
@@ -90,6 +91,7 @@ class ImageDataModule(KeyedDataModule):
         super().__init__(batch_size, workers, validation, seed)
         if size < 1:
             raise ValueError(f"data.size must be at least 1 pixel, got {size}")
+        channels = self.channels_on_disk if channels is None else channels
         if channels not in (1, 3):
             raise ValueError(f"data.channels is 1 or 3, got {channels}")
         self.root, self.download, self.flip = root, download, flip
@@ -114,7 +116,7 @@ class ImageDataModule(KeyedDataModule):
         }
         counts = ", ".join(f"{len(subset):,} {name}" for name, subset in self.subsets.items())
         log.info("%s: %d classes, %s images", self.dataset, len(self._names), counts)
-        first = self.preprocess(torch.from_numpy(images[:1]))
+        first = self.preprocess(self.subsets["train"].__getitems__([(0, 0)])["image"])
         self.check_spec(tuple(first.shape[1:]), len(self._names))
 
     def preprocessed(self, batch: Batch) -> Batch:
@@ -155,3 +157,4 @@ class CIFAR10(ImageDataModule):
     """Small colour photographs of ten classes, 32 × 32 pixels (Krizhevsky 2009), in the binary version."""
 
     dataset = "cifar10"
+    channels_on_disk = 3

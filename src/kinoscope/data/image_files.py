@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -273,7 +273,7 @@ def _listed(names: Sequence[str]) -> str:
 def _digits(subset: str) -> Images:
     from sklearn.datasets import load_digits  # imported late: it costs a second
 
-    data = load_digits()
+    data: Any = load_digits()
     rows = slice(-DIGITS_TEST, None) if subset == "test" else slice(None, -DIGITS_TEST)
     # 0 … 16 strokes per cell become 0 … 255
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[rows, None]

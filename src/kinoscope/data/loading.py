@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from kinoscope.contracts import DataSpec
 from kinoscope.data import draws
-from kinoscope.data.preprocess import Preprocess
 from kinoscope.errors import KinoscopeError
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ def _close_all() -> None:
         loader.close()
 
 
-def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -192,13 +191,13 @@ def _start_worker(worker: int) -> None:
 
 def position_of(trainer: pl.Trainer) -> Position:
     """The next batch that ``trainer`` will train on, from its own progress counters."""
-    epoch = trainer.fit_loop.epoch_progress.current
-    batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     if epoch.started <= epoch.processed:  # between two epochs
         return {"epoch": epoch.processed, "batch": 0}
-    if batch >= trainer.fit_loop.max_batches:  # the epoch's last batch is done, its end is not
+    if batches.processed >= trainer.fit_loop.max_batches:  # the epoch's last batch is done, its end is not
         return {"epoch": epoch.processed + 1, "batch": 0}
-    return {"epoch": epoch.processed, "batch": batch}
+    return {"epoch": epoch.processed, "batch": batches.processed}
 
 
 class KeyedDataModule(pl.LightningDataModule):
@@ -220,7 +219,7 @@ class KeyedDataModule(pl.LightningDataModule):
     """
 
     spec: DataSpec
-    preprocess: Preprocess
+    preprocess: Any  # a Preprocess; each modality has its own
 
     def __init__(self, batch_size: int, workers: int, validation: float, seed: int) -> None:
         super().__init__()
@@ -243,8 +242,9 @@ class KeyedDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> KeyedLoader:
         trainer = self.trainer
-        overfit = trainer is not None and trainer.overfit_batches > 0  # the same few batches, in every epoch
-        loader = self._loader("train", shuffle=not overfit, trainer=trainer)
+        # overfit_batches means the same few batches in every epoch
+        shuffle = trainer is None or not trainer.overfit_batches  # pyright: ignore[reportAttributeAccessIssue]
+        loader = self._loader("train", shuffle, trainer)
         if trainer is not None:
             # A checkpoint from an epoch's end makes Lightning start the next one without asking for our state.
             loader.load_state_dict(position_of(trainer))

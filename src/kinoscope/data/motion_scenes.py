@@ -30,10 +30,10 @@ SHAPES = ("arrow", "half_moon", "hook", "wedge")
 RED, GREEN, BLUE = 0.0, 1 / 3, 2 / 3
 
 COUNT = (2, 3)  # fewest and most objects
-RADII = (0.1, 0.22)  # smallest and largest radius of an object, as a share of the frame's side
+RADII = (0.1, 0.28)  # smallest and largest radius of an object, as a share of the frame's side
 SPEED = (0.032, 0.06)  # share of the frame's side per frame: 1.5 to 3 px at 48 px
-TURN = (0.14, 0.26)  # radians per frame
-GROWTH = (0.035, 0.06)  # change of the log-radius per frame
+TURN = (0.2, 0.35)  # radians per frame
+GROWTH = (0.07, 0.11)  # change of the log-radius per frame
 # ``order``: no clip of CLIP frames shows both events, and clips find either event at every phase.
 CLIP = 16
 EVENT = 12

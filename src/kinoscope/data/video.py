@@ -72,7 +72,8 @@ class VideoDataset:
         views: int | None = None,
     ) -> None:
         self.root, self.manifest, self.rows = root, manifest, rows
-        self.frames, self.stride, self.resize, self.decoder = frames, stride, resize, decoder
+        self.frames, self.stride, self.resize = frames, stride, resize
+        self.decoder: Decoder = decoder
         self.on_error, self.seed, self.clips_per_video = on_error, seed, clips_per_video
         self.flip, self.views = flip, views
         self.lengths = manifest.column("frames")[rows].astype(np.int64)
@@ -217,7 +218,8 @@ class UCF101(KeyedDataModule):
         self.root, self.split, self.data_dir = Path(root), split, Path(data_dir)
         self.classes = None if classes is None else [str(name) for name in classes]
         self.frames, self.stride, self.resize, self.flip = frames, stride, frame_size(resize), flip
-        self.clips_per_video, self.test_views, self.test_crops = clips_per_video, test_views, test_crops
+        self.clips_per_video, self.test_views = clips_per_video, test_views
+        self.test_crops: Crops = test_crops
         self.decoder: Decoder = decoder
         self.on_error: OnError = on_error
         self.preprocess = preprocess or VideoPreprocess(size, self.resize)
@@ -264,11 +266,11 @@ class UCF101(KeyedDataModule):
         needed = clips.span(self.frames, self.stride)
         readable, lengths = manifest.good(), manifest.column("frames")
         short = readable & (lengths < needed)
-        reasons = [manifest.error(row) for row in np.flatnonzero(~readable)]
+        reasons = [manifest.error(row) for row in np.flatnonzero(~readable).tolist()]
         reasons += [
             f"{self.root / manifest.path(row)}: has {lengths[row]} frames, a clip of data.frames={self.frames} with "
             f"data.stride={self.stride} spans {needed}."
-            for row in np.flatnonzero(short)
+            for row in np.flatnonzero(short).tolist()
         ]
         if reasons and self.on_error == "raise":
             more = f" So are {len(reasons) - 1} more." if len(reasons) > 1 else ""

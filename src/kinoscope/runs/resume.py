@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,19 +51,27 @@ def find(config: DictConfig, overrides: Sequence[str]) -> Found:
 
 def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Puts the allowed overrides into ``stored``; returns whether the training was made longer."""
-    asked, kept = flatten(plain(composed)), flatten(plain(stored))
+    asked, kept = plain(composed), plain(stored)
     refused: list[str] = []
     raised = False
-    for key in _touched(overrides, asked):
-        value, before = asked.get(key), kept.get(key)
+    for key in map(_key, overrides):
+        if key in ("resume", "output_dir", "data_dir", "check") or key.startswith("hydra"):
+            continue
+        if key == "experiment":  # typed again with the same command: its values are in the folder's config
+            if asked["name"] != kept["name"]:
+                refused.append(f"experiment={asked['name']} (the run is {kept['name']})")
+            continue
+        value, before = _select(asked, key), _select(kept, key)
         if value == before:
             continue
+        ours, theirs = (flatten({key: node}) for node in (value, before))
+        changed = [leaf for leaf in {**ours, **theirs} if ours.get(leaf, _ABSENT) != theirs.get(leaf, _ABSENT)]
         if key in EXTENSIBLE and _raises(value, before):
             raised = True
-        elif is_inside(key):
-            refused.append(f"{key}={value} (the run has {before})")
+        elif any(is_inside(leaf) for leaf in changed):
+            refused.append(f"{key}={value} (the run has {'no such key' if before is _ABSENT else before})")
             continue
-        OmegaConf.update(stored, key, value, force_add=True)
+        OmegaConf.update(stored, key, value, merge=False, force_add=True)
     if refused:
         raise Refusal(
             f"resume: {', '.join(refused)} would make this another run; leave {'it' if len(refused) == 1 else 'them'} "
@@ -71,17 +80,20 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
     return raised
 
 
-def _touched(overrides: Sequence[str], asked: dict[str, object]) -> list[str]:
-    """The leaf keys that the overrides set. A group (``logger=csv``) touches everything below its name."""
-    touched: list[str] = []
-    for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        if name in ("resume", "output_dir", "data_dir", "check") or name.startswith("hydra"):
-            continue
-        if name == "experiment":  # it may set anything
-            return list(asked)
-        touched += [key for key in asked if key == name or key.startswith(f"{name}.")]
-    return touched
+_ABSENT = object()
+
+
+def _key(override: str) -> str:
+    """The config key that an override sets; a group's (``logger=csv``) is that of its node."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+
+
+def _select(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, Mapping) or part not in config:
+            return _ABSENT
+        config = config[part]
+    return config
 
 
 def _raises(value: object, before: object) -> bool:
