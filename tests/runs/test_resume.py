@@ -38,7 +38,6 @@ SYSTEMS = {
         "data.clips_per_group=1", "data.workers=0", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2",
         "trainer.limit_test_batches=1", "callbacks.contact_sheet=null", "callbacks.confusion_matrix=null",
         "model.network.channels=[4,4,4,4,4]", "model.network.fc=[8]", "model.network.dropout=0.5",
-        "model.scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1, gamma: 0.5}",
     ],
 }  # fmt: skip
 
@@ -83,7 +82,6 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def assert_equal(ours: Any, theirs: Any, where: str = "") -> None:
     """Deep equality, tensors bit for bit."""
-    assert type(ours) is type(theirs), where
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), where
     elif isinstance(ours, dict):

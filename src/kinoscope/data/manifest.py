@@ -185,7 +185,7 @@ def measure(path: str, decoder: Decoder) -> dict[str, Any]:
             measured["sha"] = hashlib.file_digest(file, "sha256").hexdigest()
         if info.frames < (1 - TOLERANCE) * info.claimed:
             raise DecodeError(
-                f"{path}: is cut short or damaged; of the {info.claimed} frames it announces {info.frames} can be decoded."
+                f"{path}: is cut short or damaged; of the {info.claimed} frames it announces {info.frames} decode."
             )
         if info.damaged > TOLERANCE * info.frames:
             raise DecodeError(f"{path}: is damaged; {info.damaged} of its {info.frames} frames do not decode cleanly.")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from kinoscope.config.build import instantiate
 from kinoscope.contracts import DataSpec
 from kinoscope.errors import Refusal
+from kinoscope.runs.fit_loop import repair
 from kinoscope.systems.base import System
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def build_trainer(
     config: DictConfig, folder: Path | None, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
 ) -> pl.Trainer:
     """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler."""
-    return _refusing(
+    trainer = _refusing(
         "trainer",
         config.trainer,
         None,
@@ -83,6 +84,8 @@ def build_trainer(
         use_distributed_sampler=False,
         **extra,
     )
+    repair(trainer)
+    return trainer
 
 
 def _complete(built: Any, context: Mapping[str, Any]) -> Any:

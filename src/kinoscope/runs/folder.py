@@ -109,6 +109,12 @@ class RunFolder:
     def unlock(self) -> None:
         self._lock.release()
 
+    def begin_anew(self) -> None:
+        """Drops what a run left that never got as far as its first ``last.ckpt``."""
+        self.metrics_file.unlink(missing_ok=True)
+        self.checkpoint("best").unlink(missing_ok=True)
+        self.write_summary(seconds=0.0, steps=0, best={}, last={}, test={})
+
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary_file.read_text())
 

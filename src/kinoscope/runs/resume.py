@@ -120,6 +120,16 @@ def newest(config: DictConfig, signature: str) -> RunFolder | None:
     return None
 
 
+def require_same_data(folder: RunFolder, data_hash: str) -> None:
+    """Raises `Refusal` if the data are not those that the run began with."""
+    before = json.loads(folder.provenance_file.read_text())["data_hash"]
+    if before != data_hash:
+        raise Refusal(
+            f"resume: the data have changed since '{folder.path}' began (hash {before[:8]}, now {data_hash[:8]}); "
+            "bring the old ones back, or start a new run"
+        )
+
+
 def _warn_of_changed_commit(folder: RunFolder) -> None:
     try:
         before = json.loads(folder.provenance_file.read_text())["git"]

@@ -91,7 +91,12 @@ def execute(config: DictConfig, overrides: Sequence[str]) -> Path:
         checkpoint = None
         if folder is not None:
             folder.lock()
+            identity = folder.read_summary()["signature"]  # a prolonged run keeps its own
+            resume.require_same_data(folder, datamodule.fingerprint())
             checkpoint = resumable(folder, identity)
+            write_text(folder.config_file, OmegaConf.to_yaml(found.config))
+            if checkpoint is None:
+                folder.begin_anew()
             log.info("resuming '%s' from %s", folder.path, checkpoint or "its beginning: it has no checkpoint yet")
         else:
             folder = _create(found.config, datamodule, identity)
