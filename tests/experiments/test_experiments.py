@@ -105,7 +105,7 @@ def test_a_paper_has_a_card(name: str, ucf101: Path, cifar10: Path) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_sibling_only_shrinks_its_paper(name: str, ucf101: Path, cifar10: Path) -> None:
-    """Same classes everywhere: the same system, networks, objective and optimizers."""
+    """The same system, networks and objective. Optimizer and schedule may differ: minutes are not weeks."""
     root = ucf101 if name.startswith("video/") else cifar10
     small = OmegaConf.to_container(compose("train", [f"experiment={name}"]).model)
     paper = OmegaConf.to_container(compose("train", [f"experiment={name.removesuffix('_small')}", f"data.root={root}"]).model)
@@ -117,16 +117,19 @@ def test_a_small_sibling_only_shrinks_its_paper(name: str, ucf101: Path, cifar10
         return ({"": node["_target_"]} if "_target_" in node else {}) | inner
 
     ours, theirs = classes(small), classes(paper)
-    assert {path: kind for path, kind in theirs.items() if path in ours} == ours  # a schedule may be left out
-    assert set(theirs) - set(ours) <= {"scheduler."}
+    schedule = {path for path in ours | theirs if path.endswith(("optimizer.", "scheduler."))}
+    assert {p: kind for p, kind in ours.items() if p not in schedule} == {
+        p: kind for p, kind in theirs.items() if p not in schedule
+    }
 
 
 QUICK = [
     "logger=csv",
     "debug=fast",
     "data.workers=0",
-    "data.batch_size=4",
+    "data.batch_size=16",
     "callbacks.progress=null",
+    "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
 ]
 

@@ -236,6 +236,10 @@ class KeyedDataModule(pl.LightningDataModule):
         """Identity of the data, whatever folder they lie in: hex digits."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """Samples per subset, after ``setup``."""
+        return {name: len(source) for name, source in self.subsets.items()}
+
     def preprocessed(self, batch: Batch) -> Batch:
         """The batch with float samples and without ``draws``; runs on the device."""
         raise NotImplementedError

@@ -38,6 +38,7 @@ from kinoscope.errors import KinoscopeError, Refusal
 # Raise this whenever the same parameters would give other videos.
 VERSION = 2
 LENGTHS: dict[str, int] = {"appearance": 24, "local_motion": 24, "order": 100}
+CLIPS_PER_GROUP = {"appearance": 10, "local_motion": 10, "order": 29}  # 7 groups × 6 or 2 classes: 420 or 406 tests
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class MotionParameters:
         task: what has to be told apart, see the module's head.
         seed: of every draw.
         groups: scenes; each class has clips in all of them, and a split tests 7 in 25 of them.
-        clips_per_group: videos of each class in each group. With 10, split 1 tests 420 videos of 6 classes.
+        clips_per_group: videos of each class in each group; by default as many as make 400 test videos in split 1.
         size: side of the square frame in pixels.
         length: frames per video; by default 24, and 100 for ``order``.
         fps: frames per second.
@@ -61,7 +62,7 @@ class MotionParameters:
     task: Task = "local_motion"
     seed: int = 0
     groups: int = 25
-    clips_per_group: int = 10
+    clips_per_group: int | None = None
     size: int = 64
     length: int | None = None
     fps: int = 25
@@ -71,6 +72,8 @@ class MotionParameters:
         class_names(self.task)  # refuses an unknown task
         if self.length is None:
             object.__setattr__(self, "length", LENGTHS[self.task])
+        if self.clips_per_group is None:
+            object.__setattr__(self, "clips_per_group", CLIPS_PER_GROUP[self.task])
         object.__setattr__(self, "noise", float(self.noise))  # 2 and 2.0 are one data set
         shortest = motion_scenes.shortest(self.task)
         for name, low, high in (
@@ -89,6 +92,12 @@ class MotionParameters:
             raise Refusal(
                 f"motion: size must be even, as the video's colours have half its resolution, got {self.size}."
             )
+
+    @property
+    def clips(self) -> int:
+        """Videos of each class in each group."""
+        assert self.clips_per_group is not None
+        return self.clips_per_group
 
     @property
     def digest(self) -> str:
@@ -168,7 +177,7 @@ def _write_lists(root: Path, parameters: MotionParameters) -> None:
         lines: dict[str, list[str]] = {"train": [], "test": []}
         for number, name in enumerate(names, 1):
             for group in range(1, parameters.groups + 1):
-                for clip in range(1, parameters.clips_per_group + 1):
+                for clip in range(1, parameters.clips + 1):
                     path = _video_path(name, group, clip)
                     if group in test:
                         lines["test"].append(f"{path}\n")
@@ -186,19 +195,19 @@ def _write_videos(root: Path, parameters: MotionParameters, progress: bool) -> N
     calls = [
         (str(root), values, label, group) for group in range(1, parameters.groups + 1) for label in range(len(names))
     ]
-    total = len(calls) * parameters.clips_per_group
+    total = len(calls) * parameters.clips
     with tqdm(total=total, desc=f"generating motion/{parameters.task}", unit="video", disable=not progress) as bar:
         for outcome in in_children("kinoscope.data.motion:_write_group", calls, workers=cores()):
             if outcome.fault is not None:
                 raise KinoscopeError(f"motion: writing group {calls[outcome.call][3]} {outcome.fault}.")
-            bar.update(parameters.clips_per_group)
+            bar.update(parameters.clips)
 
 
 def _write_group(root: str, values: dict, label: int, group: int) -> None:
     """Renders and writes one class's videos of one group; runs in a child process."""
     parameters = MotionParameters(**values)
     name = class_names(parameters.task)[label]
-    for clip in range(1, parameters.clips_per_group + 1):
+    for clip in range(1, parameters.clips + 1):
         path = Path(root) / "UCF-101" / _video_path(name, group, clip)
         try:
             path.write_bytes(encode(render(parameters, label, group, clip), parameters.fps))

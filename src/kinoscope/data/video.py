@@ -237,11 +237,17 @@ class UCF101(KeyedDataModule):
         return self.data_dir / "manifests" / f"{self.name}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}.arrow"
 
     def prepare_data(self) -> None:
+        if self.subsets:  # the verbs prepare before a run folder is made, Lightning asks again
+            return
         entries = ucf101.read_split(self.root, self.split, self.classes, self.validation)
         names = self.class_names()
         counts = ", ".join(f"{count:,} {subset}" for subset, count in ucf101.counts(entries).items())
         log.info("%s: split %d, %d classes (%s), videos: %s", self.name, self.split, len(names), _few(names), counts)
-        build(self.root, entries, self.manifest_file, self.decoder)
+        build(self.root, entries, self.manifest_file, self.index_decoder())
+
+    def index_decoder(self) -> Decoder:
+        """The decoder that must be able to read every video before training begins."""
+        return self.decoder
 
     def setup(self, stage: str | None = None) -> None:
         if self.subsets:
@@ -328,7 +334,7 @@ class Motion(UCF101):
         task: what has to be told apart: appearance, local_motion or order.
         videos_seed: of the videos' content; ``seed`` is that of the training draws.
         groups: scenes.
-        clips_per_group: videos of each class in each group.
+        clips_per_group: videos of each class in each group; default: enough for 400 test videos.
         image_size: side of the square frames in pixels.
         length: frames per video; default: what the task needs.
         fps: frames per second.
@@ -343,7 +349,7 @@ class Motion(UCF101):
         task: motion.Task = "local_motion",
         videos_seed: int = 0,
         groups: int = 25,
-        clips_per_group: int = 10,
+        clips_per_group: int | None = None,
         image_size: int = 64,
         length: int | None = None,
         fps: int = 25,
@@ -376,6 +382,9 @@ class Motion(UCF101):
 
     def class_names(self) -> list[str]:
         return motion.class_names(self.parameters.task)
+
+    def index_decoder(self) -> Decoder:
+        return "pyav"  # which counts the frames anyway: files that were written a moment ago need no second opinion
 
     def prepare_data(self) -> None:
         motion.generate(self.data_dir, self.parameters)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -93,8 +94,8 @@ class Adversarial(System):
     def draw(self, step: int, n: int, first: int = 0) -> Tensor:
         """Latents (n, *latent_shape) of ``step``, for positions ``first`` … ``first + n − 1`` of the global batch."""
         shape, prior = self._player.latent_shape, self._player.latent_prior
-        positions = torch.arange(first, first + n).numpy()
-        return torch.from_numpy(latent(self.seed, step, positions, shape, prior)).to(self.device)
+        noise = latent(self.seed, step, np.arange(first, first + n), shape, prior)
+        return torch.from_numpy(noise).to(self.device)
 
     @property
     def _player(self) -> Generator:
@@ -165,7 +166,7 @@ class Adversarial(System):
             noise = self.fixed_latent[:n]
         else:
             shape, prior = self._player.latent_shape, self._player.latent_prior
-            noise = torch.from_numpy(latent(seed, 0, torch.arange(n).numpy(), shape, prior)).to(self.device)
+            noise = torch.from_numpy(latent(seed, 0, np.arange(n), shape, prior)).to(self.device)
         network = self.ema if self.ema is not None else self.generator
         training = network.training
         network.eval()

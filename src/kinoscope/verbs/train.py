@@ -138,6 +138,8 @@ def _recorded(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
     """Whatever happens inside is written to ``train.log``, and ends as a status in ``summary.json``."""
     handler = logging.FileHandler(folder.log_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if log.level == logging.NOTSET:  # called from Python, where nobody has said how much is to be heard
+        log.setLevel(logging.INFO)
     loggers = [logging.getLogger(name) for name in ("kinoscope", "lightning.pytorch", "py.warnings")]
     for logger in loggers:
         logger.addHandler(handler)
