@@ -100,8 +100,6 @@ def test_a_network_file_names_its_paper_and_its_departures(path: Path) -> None:
 
 def test_no_function_takes_a_config_below_the_verbs() -> None:
     """Configs stop at construction: only verbs, runs (which build from them), config and launch know DictConfig."""
-    knowing = {
-        named(path) for path in MODULES if "omegaconf" in {name.partition(".")[0] for name in imports(path)}
-    }
+    knowing = {named(path) for path in MODULES if "omegaconf" in {name.partition(".")[0] for name in imports(path)}}
     allowed = ("config/", "runs/", "verbs/", "launch/", "cli.py")
     assert all(name.startswith(allowed) for name in knowing), knowing

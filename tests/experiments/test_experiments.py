@@ -67,7 +67,7 @@ def ucf101(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CIFAR-10 folder of one record per file."""
     root = tmp_path_factory.mktemp("cifar10")
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     (root / "batches.meta.txt").write_text("\n".join(names) + "\n")
     for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
         (root / name).write_bytes(bytes(3073))
@@ -75,7 +75,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_paper_has_its_small_sibling_and_the_other_way_round() -> None:
-    assert SMALL == sorted(f"{name}_small" for name in PAPERS)
+    assert sorted(f"{name}_small" for name in PAPERS) == SMALL
     assert sorted(PARAMETERS) == PAPERS
 
 
@@ -108,7 +108,9 @@ def test_a_small_sibling_only_shrinks_its_paper(name: str, ucf101: Path, cifar10
     """The same system, networks and objective. Optimizer and schedule may differ: minutes are not weeks."""
     root = ucf101 if name.startswith("video/") else cifar10
     small = OmegaConf.to_container(compose("train", [f"experiment={name}"]).model)
-    paper = OmegaConf.to_container(compose("train", [f"experiment={name.removesuffix('_small')}", f"data.root={root}"]).model)
+    paper = OmegaConf.to_container(
+        compose("train", [f"experiment={name.removesuffix('_small')}", f"data.root={root}"]).model
+    )
 
     def classes(node: Any) -> dict[str, str]:
         if not isinstance(node, dict):

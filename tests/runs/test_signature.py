@@ -39,7 +39,12 @@ def test_it_is_eight_hex_digits_and_does_not_depend_on_key_order() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seed", 1), ("data.batch_size", 9), ("trainer.precision", "bf16-mixed"), ("callbacks.early_stopping", {"patience": 3})],
+    [
+        ("seed", 1),
+        ("data.batch_size", 9),
+        ("trainer.precision", "bf16-mixed"),
+        ("callbacks.early_stopping", {"patience": 3}),
+    ],
 )
 def test_what_can_change_the_result_changes_it(key: str, value: Any) -> None:
     assert signature(changed(key, value), "data") != signature(CONFIG, "data")

@@ -34,6 +34,12 @@ class ViewAccuracy(Metric):
     full_state_update = False
     higher_is_better = True
 
+    clips: Tensor
+    videos: Tensor
+    clip_hits: Tensor
+    video_hits: Tensor
+    video_hits5: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name in ("clips", "videos", "clip_hits", "video_hits", "video_hits5"):

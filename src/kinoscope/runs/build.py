@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.config.build import instantiate
@@ -73,12 +74,18 @@ def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | Non
 def build_trainer(
     config: DictConfig, folder: Path | None, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
 ) -> pl.Trainer:
-    """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler."""
+    """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler.
+
+    The progress bar is one of ``callbacks``, or there is none: Lightning's own writes to stdout, which is for results.
+    """
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    shown = bool(bars) and config.trainer.get("enable_progress_bar", True)
     trainer = _refusing(
         "trainer",
         config.trainer,
         None,
-        callbacks=list(callbacks),
+        callbacks=[callback for callback in callbacks if shown or callback not in bars],
+        enable_progress_bar=shown,
         logger=list(loggers),
         default_root_dir=folder and str(folder),
         use_distributed_sampler=False,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import lightning.pytorch as pl
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 class ExactFitLoop(_FitLoop):
@@ -16,7 +19,7 @@ class ExactFitLoop(_FitLoop):
 
     @_FitLoop.restarting.setter
     def restarting(self, restarting: bool) -> None:
-        progress = self.epoch_progress.current
+        progress = cast(_ProcessedTracker, self.epoch_progress.current)
         unfinished = not progress.ready == progress.started == progress.processed
         _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined]
 

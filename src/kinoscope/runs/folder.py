@@ -1,8 +1,8 @@
 """A run on disk: one folder, one identity, one process at a time.
 
-    outputs/<experiment>/<date_time>-<signature>/
-      config.yaml  provenance.json  train.log  metrics.csv  summary.json
-      checkpoints/{best,last,previous}.ckpt  pictures/  wandb/
+outputs/<experiment>/<date_time>-<signature>/
+config.yaml  provenance.json  train.log  metrics.csv  summary.json
+checkpoints/{best,last,previous}.ckpt  pictures/  wandb/
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RunFolder:
             raise Refusal(f"another process is working in '{self.path}': wait for it, or stop it first") from None
 
     def is_live(self) -> bool:
-        """Whether a process holds the folder's lock now. The system frees it when that process dies, however it dies."""
+        """Whether a process holds the folder's lock now. It is freed when that process ends, however it ends."""
         try:
             with FileLock(str(self.path / ".lock"), timeout=0):
                 return False

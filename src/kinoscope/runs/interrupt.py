@@ -28,7 +28,9 @@ class StopRequest:
         return self.reason is not None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python refuses handlers elsewhere (notebooks are fine)
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python refuses handlers elsewhere (notebooks are fine)
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
             self.arm()
         return self

@@ -104,7 +104,8 @@ class Run:
         tensor = torch.as_tensor(sample)
         if tensor.dtype != torch.uint8 or tensor.ndim != axes:
             raise KinoscopeError(
-                f"expected uint8 pixels with {axes} axes, channels last; got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"expected uint8 pixels with {axes} axes, channels last; got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}"
             )
         return tensor
 

@@ -192,7 +192,9 @@ def wandb_logger(
     import wandb
 
     if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        log.warning("W&B: no API key, so this run is kept offline; 'wandb login' once, then 'wandb sync %s/wandb/…'", run.path)
+        log.warning(
+            "W&B: no API key, so this run is kept offline; 'wandb login' once, then 'wandb sync %s/wandb/…'", run.path
+        )
         mode = "offline"
 
     def begin(mode: Literal["offline", "online", "disabled"]) -> Any:
@@ -227,4 +229,6 @@ def tensorboard_logger(run: RunFolder, **_: Any) -> Logger:
     try:
         return TensorBoardLogger(save_dir=run.path, name="tensorboard", version="")
     except ModuleNotFoundError:
-        raise Refusal("logger=tensorboard needs the tensorboard package: pip install 'kinoscope[tensorboard]'") from None
+        raise Refusal(
+            "logger=tensorboard needs the tensorboard package: pip install 'kinoscope[tensorboard]'"
+        ) from None

@@ -12,7 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kinoscope", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "numpy", "av", "decord")
+PACKAGES = (
+    "kinoscope",
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+    "av",
+    "decord",
+)
 MOST_DIFF = 1_000_000  # characters of uncommitted changes that are kept
 
 
@@ -60,7 +71,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def _git(folder: Path, *command: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True, errors="replace"
+            ["git", "-C", str(folder), *command],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            errors="replace",
         )
     except (OSError, subprocess.SubprocessError):
         return None

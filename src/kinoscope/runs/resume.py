@@ -26,7 +26,7 @@ class Found:
 
     config: DictConfig
     folder: RunFolder | None
-    finished: bool = False
+    finished: RunFolder | None = None  # nothing is left to do
 
 
 def find(config: DictConfig, overrides: Sequence[str]) -> Found:
@@ -45,8 +45,8 @@ def find(config: DictConfig, overrides: Sequence[str]) -> Found:
     assert isinstance(stored, DictConfig)
     raised = _apply(stored, config, overrides)
     _warn_of_changed_commit(folder)
-    finished = folder.read_summary()["status"] == "finished" and not raised
-    return Found(stored, folder, finished)
+    done = folder.read_summary()["status"] == "finished" and not raised
+    return Found(stored, folder, finished=folder if done else None)
 
 
 def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> bool:

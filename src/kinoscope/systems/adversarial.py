@@ -143,7 +143,8 @@ class Adversarial(System):
     @torch.no_grad()
     def _update_ema(self, ema: nn.Module) -> None:
         assert self.ema_decay is not None
-        averaged, current = list(ema.parameters()), list(self.generator.parameters())
+        averaged: list[Tensor] = list(ema.parameters())
+        current: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(averaged, current, 1 - self.ema_decay)
         for kept, buffer in zip(ema.buffers(), self.generator.buffers(), strict=True):
             kept.copy_(buffer)
@@ -194,7 +195,9 @@ class Adversarial(System):
 
     def _publish(self, stage: str) -> None:
         names = sorted(self._sums)
-        totals = torch.stack([self._sums[name] for name in names] + [torch.tensor(float(self._evaluated), device=self.device)])
+        totals = torch.stack(
+            [self._sums[name] for name in names] + [torch.tensor(float(self._evaluated), device=self.device)]
+        )
         totals = cast(Tensor, self.trainer.strategy.reduce(totals, reduce_op="sum"))
         means = (totals[:-1] / totals[-1]).tolist()
         self.publish({f"{stage}/{name}": value for name, value in zip(names, means, strict=True)})

@@ -72,8 +72,9 @@ class Window:
         if len(bad):
             row, column = bad[0].tolist()
             raise NonFinite(
-                f"'{self.names[column]}' became {rows[row, column].item()} at step {self.steps[row]}; the run was stopped "
-                "and the last good checkpoint stands: lower the learning rate, clip gradients, or look with debug=nan"
+                f"'{self.names[column]}' became {rows[row, column].item()} at step {self.steps[row]}; the run was "
+                "stopped and the last good checkpoint stands: lower the learning rate, clip gradients, or look with "
+                "debug=nan"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from kinoscope.runs.build import build_trainer, plain
@@ -34,6 +34,7 @@ def check(config: DictConfig, datamodule: pl.LightningDataModule, system: System
         if not list(module.children())
     ]
     config = config.copy()
+    OmegaConf.set_struct(config, False)  # Hydra hands it over closed
     config.trainer.update({"fast_dev_run": True, "enable_progress_bar": False, "enable_model_summary": False})
     try:
         with quiet():

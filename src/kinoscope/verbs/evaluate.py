@@ -76,7 +76,7 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
 
 
 def with_changes(stored: DictConfig, asked: DictConfig) -> DictConfig:
-    """The run's config with what was asked for: how many views and crops, how fast it is read, where the data are now."""
+    """The run's config with what was asked for: views, crops, how fast the data are read, where they are now."""
     changed = stored.copy()
     for key, name in CHANGES.items():
         value = asked.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from kinoscope.callbacks.samples import draw_samples
 from kinoscope.errors import Refusal
 from kinoscope.runs.build import build_datamodule
 from kinoscope.runs.load import Run, load_run
+from kinoscope.systems.autoencoder import ReconstructionEvaluation
 from kinoscope.verbs.evaluate import with_changes
 
 log = logging.getLogger("kinoscope")
@@ -48,5 +50,6 @@ def _reconstructions(loaded: Run, config: DictConfig) -> Sheet:
     batch = next(iter(datamodule.test_dataloader()))
     pixels = batch["image"][:n]  # (n, C, H, W) uint8, as it leaves the loader
     images = loaded.preprocess(pixels).to(loaded.system.device)
-    pair = [loaded.denormalise(x).float().cpu() for x in (images, loaded.system.reconstruct({"image": images}))]
+    reconstruct = cast(ReconstructionEvaluation, loaded.system).reconstruct
+    pair = [loaded.denormalise(x).float().cpu() for x in (images, reconstruct({"image": images}))]
     return draw_strip(*pair, subset="test")

@@ -79,8 +79,8 @@ def execute(config: DictConfig, overrides: Sequence[str]) -> Path:
         pl.seed_everything(config.seed, workers=False, verbose=False)
         found = resume.find(config, overrides)
         if found.finished:
-            log.info("'%s' is finished; nothing is left to do (raise trainer.max_epochs to go on)", found.folder.path)
-            return found.folder.path
+            log.info("'%s' is finished; nothing is left to do (raise trainer.max_epochs to go on)", found.finished.path)
+            return found.finished.path
         datamodule, system, identity = _build(found.config)
         if config.check:
             from kinoscope.verbs.check import check
@@ -195,7 +195,10 @@ def _train(run: Prepared, stop: StopRequest) -> None:
         with quiet():
             trainer = build_trainer(config, folder.path, callbacks, loggers, plugins=[AtomicCheckpointIO()])
             trainer.fit(
-                run.system, datamodule=run.datamodule, ckpt_path=run.checkpoint and str(run.checkpoint), weights_only=True
+                run.system,
+                datamodule=run.datamodule,
+                ckpt_path=run.checkpoint and str(run.checkpoint),
+                weights_only=True,
             )
             tested = _test(trainer, run)
         exit_code = 0
