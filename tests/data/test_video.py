@@ -61,15 +61,15 @@ def dataset(data: UCF101, subset: str) -> VideoDataset:
     return found
 
 
-def test_subsets_hold_whole_groups(data: UCF101, caplog: pytest.LogCaptureFixture) -> None:
+def test_subsets_hold_whole_groups(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "kinoscope"):
+        data = ready(Motion(**SMALL, **CLIP, data_dir=str(data_dir), validation=0.25))
     assert {name: len(subset) for name, subset in data.subsets.items()} == {"train": 36, "validation": 12, "test": 12}
     groups = {
         name: {data.path(name, i).name.split("_")[2] for i in range(len(data.subsets[name]))} for name in data.subsets
     }
     assert groups["test"] == {"g01"}
     assert not groups["train"] & groups["validation"]
-    with caplog.at_level(logging.INFO, "kinoscope"):
-        data.prepare_data()
     assert "6 classes (Grow, MoveLeft" in caplog.text
     assert "36 train, 12 validation, 12 test" in caplog.text
 

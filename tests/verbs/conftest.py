@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from tiny import AUTOENCODER, GAN, ONE_EPOCH, VIDEO, Command, Outcome
 
 import kinoscope
 from kinoscope.cli import main
 from kinoscope.runs.folder import RunFolder
-
-COMMON = ["logger=csv", "callbacks.progress=null", "trainer.accelerator=cpu", "data.workers=0"]
-VIDEO = [
-    "experiment=video/single_frame_small", *COMMON, "data.groups=8", "data.clips_per_group=1", "data.batch_size=10",
-    "model.network.channels=[4,4,4,4,4]", "model.network.fc=[8]",
-]  # fmt: skip
-IMAGES = ["data.batch_size=32", "trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "model.log_every=1"]
-AUTOENCODER = ["experiment=autoencoder/conv_small", *COMMON, *IMAGES, "model.network.widths=[4,4,4]"]
-GAN = ["experiment=gan/dcgan_small", *COMMON, *IMAGES, "model.generator.width=4"]
-ONE_EPOCH = ["trainer.max_epochs=1", "callbacks.learning_curves=null"]
-
-
-class Outcome(NamedTuple):
-    """What a command leaves: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -41,7 +21,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Command:
     def command(*arguments: object) -> Outcome:
         capfd.readouterr()
         code = main([str(argument) for argument in arguments])
-        return Outcome(code, *capfd.readouterr())
+        written = capfd.readouterr()
+        return Outcome(code, written.out, written.err)
 
     return command
 
@@ -72,16 +53,26 @@ def trained(home: Path, overrides: Sequence[str]) -> RunFolder:
 
 
 @pytest.fixture(scope="session")
-def classifier(home: Path, data_dir: str) -> Iterator[RunFolder]:
+def classifier(home: Path, data_dir: str) -> RunFolder:
     """Two epochs of a single-frame network, with pictures; 30 videos to train on, 6 to validate, 12 to test."""
-    yield trained(home, [*VIDEO, data_dir, "trainer.max_epochs=2", "model.log_every=1", "data.validation=0.2"])
+    return trained(home, [*VIDEO, data_dir, "trainer.max_epochs=2", "model.log_every=1", "data.validation=0.2"])
 
 
 @pytest.fixture(scope="session")
-def autoencoder(home: Path) -> Iterator[RunFolder]:
-    yield trained(home, [*AUTOENCODER, *ONE_EPOCH])
+def autoencoder(home: Path) -> RunFolder:
+    return trained(home, [*AUTOENCODER, *ONE_EPOCH])
 
 
 @pytest.fixture(scope="session")
-def gan(home: Path) -> Iterator[RunFolder]:
-    yield trained(home, [*GAN, *ONE_EPOCH])
+def gan(home: Path) -> RunFolder:
+    return trained(home, [*GAN, *ONE_EPOCH])
+
+
+@pytest.fixture
+def videos(classifier: RunFolder, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of two classes, 16 videos, as a UCF101 folder to be spoilt."""
+    (source,) = (path for path in (home / "data" / "motion").iterdir() if path.is_dir())
+    copy = tmp_path_factory.mktemp("videos") / "ucf101"
+    for part in ("ucfTrainTestlist", "UCF-101/Grow", "UCF-101/MoveLeft"):
+        shutil.copytree(source / part, copy / part)
+    return copy

@@ -6,7 +6,8 @@
     ${count:<list>}                                     its length
     ${choice:<group>}                                   the option chosen of a config group
 
-Each raises `kinoscope.errors.Refusal` with one sentence where its folder or files are missing.
+Each raises `kinoscope.errors.Refusal` with one sentence where its folder or files are missing. Class names come as a
+`ListConfig`, since ``OmegaConf.resolve`` (and so ``--cfg job --resolve``) cannot put a plain list in its place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from kinoscope.errors import Refusal
 
@@ -25,25 +26,25 @@ def register() -> None:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
-def ucf101_classes(root: str, classes: Sequence[str] | None = None) -> list[str]:
+def ucf101_classes(root: str, classes: Sequence[str] | None = None) -> ListConfig:
     """The classes of a UCF101 folder that are on disk and, if given, in ``classes``."""
     from kinoscope.data.ucf101 import class_names
 
-    return list(class_names(root, None if classes is None else list(classes)))
+    return ListConfig(class_names(root, None if classes is None else list(classes)))
 
 
-def motion_classes(task: str) -> list[str]:
+def motion_classes(task: str) -> ListConfig:
     """The classes of a task of the embedded videos."""
     from kinoscope.data.motion import class_names
 
-    return list(class_names(task))
+    return ListConfig(class_names(task))
 
 
-def image_classes(dataset: Any, root: str | None = None, download: bool = False) -> list[str]:
+def image_classes(dataset: Any, root: str | None = None, download: bool = False) -> ListConfig:
     """The classes of an image data set."""
     from kinoscope.data.image_files import class_names
 
-    return list(class_names(dataset, root, download))
+    return ListConfig(class_names(dataset, root, download))
 
 
 def count(items: Sequence[Any]) -> int:

@@ -23,7 +23,7 @@ from kinoscope.data.decode import Decoder, decode
 from kinoscope.data.loading import Key, KeyedDataModule, Subset, keyed_draws
 from kinoscope.data.manifest import Manifest, build
 from kinoscope.data.motion import MotionParameters
-from kinoscope.data.preprocess import Crops, VideoPreprocess, frame_size
+from kinoscope.data.preprocess import Crops, VideoPreprocess, frame_size, target_size
 from kinoscope.errors import DecodeError, KinoscopeError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class VideoDataset:
         self.flip, self.views = flip, views
         self.lengths = manifest.column("frames")[rows].astype(np.int64)
         self.labels = manifest.column("label")[rows].astype(np.int64)
+        self.sides = np.stack([manifest.column(name)[rows] for name in ("height", "width")], axis=1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -130,7 +131,10 @@ class VideoDataset:
     def read(self, index: int, clip_starts: NDArray[np.int64]) -> Tensor:
         """The clips of one video that begin at ``clip_starts`` (k,), from one opening: (k, C, T, H, W) uint8."""
         wanted = clips.indices(clip_starts, self.frames, self.stride)  # (k, T)
-        frames = decode(self.path(index), wanted.ravel(), self.resize, self.decoder)  # (k·T, H, W, C)
+        # A short side would have to be turned into height and width by opening the file once more.
+        height, width = self.sides[index].tolist()
+        size = None if self.resize is None else target_size(height, width, self.resize)
+        frames = decode(self.path(index), wanted.ravel(), size, self.decoder)  # (k·T, H, W, C)
         split = frames.reshape(*wanted.shape, *frames.shape[1:])
         return torch.from_numpy(np.ascontiguousarray(split.transpose(0, 4, 1, 2, 3)))
 

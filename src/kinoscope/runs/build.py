@@ -50,18 +50,20 @@ def build_system(config: DictConfig, allowed: Sequence[str] | None = None) -> Sy
     return system
 
 
-def build_datamodule(config: DictConfig) -> Any:
-    return _refusing("data", config.data, None)
+def build_datamodule(config: DictConfig, allowed: Sequence[str] | None = None) -> Any:
+    return _refusing("data", config.data, allowed)
 
 
 def build_preprocess(config: DictConfig, allowed: Sequence[str] | None = None) -> Any:
     return _refusing("data.preprocess", config.data.preprocess, allowed)
 
 
-def build_callbacks(config: DictConfig, context: Mapping[str, Any]) -> list[pl.Callback]:
+def build_callbacks(
+    config: DictConfig, context: Mapping[str, Any], allowed: Sequence[str] | None = None
+) -> list[pl.Callback]:
     """All callbacks of ``config.callbacks``; those marked ``_partial_`` receive the run's ``context``."""
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
-    return [_complete(_refusing(f"callbacks.{name}", node, None), context) for name, node in nodes.items()]
+    return [_complete(_refusing(f"callbacks.{name}", node, allowed), context) for name, node in nodes.items()]
 
 
 def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | None:

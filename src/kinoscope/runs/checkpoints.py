@@ -47,8 +47,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 keep_as(path, path.with_name("previous.ckpt"))
             temporary.replace(path)
             sync_folder(path.parent)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, RuntimeError) as error:
+            refusal = error if isinstance(error, OSError) else error.__context__  # torch.save's of a full disk
+            if not isinstance(refusal, OSError):
+                raise
+            reason = refusal.strerror or str(refusal)
             raise KinoscopeError(f"'{path}' cannot be written ({reason}); the last good checkpoint stands") from error
         finally:
             temporary.unlink(missing_ok=True)

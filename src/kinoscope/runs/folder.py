@@ -11,11 +11,14 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from kinoscope.errors import Refusal
+from kinoscope.errors import KinoscopeError, Refusal
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 
@@ -115,8 +118,26 @@ class RunFolder:
         self.checkpoint("best").unlink(missing_ok=True)
         self.write_summary(seconds=0.0, steps=0, best={}, last={}, test={})
 
+    def read_config(self) -> DictConfig:
+        """The run's config, resolved. Raises `Refusal` if the file is damaged."""
+        from omegaconf import DictConfig, OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        try:
+            config = OmegaConf.load(self.config_file)
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0]
+            raise Refusal(f"'{self.config_file}' is damaged ({reason}); take it back from a copy") from None
+        if not isinstance(config, DictConfig) or not {"model", "data"} <= config.keys():
+            raise Refusal(f"'{self.config_file}' is not a run's config")
+        return config
+
     def read_summary(self) -> dict[str, Any]:
-        return json.loads(self.summary_file.read_text())
+        try:
+            return json.loads(self.summary_file.read_text())
+        except ValueError as error:
+            raise Refusal(f"'{self.summary_file}' is damaged ({error}); take it back from a copy") from None
 
     def write_summary(self, **fields: Any) -> None:
         """Updates some fields of ``summary.json``; readers see the old file or the new one, never half."""
@@ -130,10 +151,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to a temporary neighbour and renames it over ``path``."""
+    """Writes ``text`` to a temporary neighbour and renames it over ``path``. Raises `KinoscopeError` if it cannot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text)
         temporary.replace(path)
+    except OSError as error:
+        raise KinoscopeError(f"'{path}' cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)

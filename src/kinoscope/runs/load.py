@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kinoscope.contracts import Batch, DataSpec
@@ -126,9 +126,7 @@ def load_run(folder: str | Path, checkpoint: CheckpointName = "best", trust: Seq
         KinoscopeError: the checkpoint is torn, or belongs to another config.
     """
     run = RunFolder.open(folder)
-    config = OmegaConf.load(run.config_file)
-    if not isinstance(config, DictConfig):
-        raise Refusal(f"'{run.config_file}' is not a run's config")
+    config = run.read_config()
     allowed = (*TRUSTED, *trust)
     path = run.checkpoint(checkpoint)
     if checkpoint == "best" and not path.exists():
@@ -138,6 +136,9 @@ def load_run(folder: str | Path, checkpoint: CheckpointName = "best", trust: Seq
     system = build_system(config, allowed)
     preprocess = build_preprocess(config, allowed)
     state = read_checkpoint(path)
+    ours, theirs = run.read_summary().get("signature"), state["kinoscope"]["signature"]
+    if ours != theirs:
+        raise KinoscopeError(f"'{path}' belongs to another experiment (signature {theirs}, this run's is {ours})")
     try:
         system.load_state_dict(state["state_dict"])
         preprocess.load_state_dict(state["kinoscope"]["preprocess"])

@@ -80,8 +80,11 @@ class MetricsFile(Logger):
         if new or not self.path.exists():
             self._columns += new
             self._rewrite(self._read())
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:
+            raise KinoscopeError(f"'{self.path}' cannot be written ({error.strerror or error})") from error
         self._rows += 1
 
     def _read(self) -> list[dict[str, str]]:

@@ -42,10 +42,21 @@ def collect(seed: int, data_hash: str) -> dict[str, Any]:
         "host": {
             "name": socket.gethostname(),
             "platform": platform.platform(),
+            "cpu": cpu(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def cpu() -> str:
+    """The processor's name, without which a number of seconds says little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def versions() -> dict[str, str | None]:

@@ -41,8 +41,7 @@ def find(config: DictConfig, overrides: Sequence[str]) -> Found:
     if config.resume is None or config.resume == "auto":
         return Found(config, None)
     folder = RunFolder.open(config.resume)
-    stored = OmegaConf.load(folder.config_file)
-    assert isinstance(stored, DictConfig)
+    stored = folder.read_config()
     raised = _apply(stored, config, overrides)
     _warn_of_changed_commit(folder)
     done = folder.read_summary()["status"] == "finished" and not raised

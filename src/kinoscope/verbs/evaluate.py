@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.errors import Refusal
-from kinoscope.runs.build import build_callbacks, build_datamodule, build_trainer
+from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer
 from kinoscope.runs.checkpoints import logged
 from kinoscope.runs.folder import RunFolder, write_json
 from kinoscope.runs.load import Run, load_run
@@ -38,14 +38,15 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     """Tests a loaded run and returns its ``test/…`` metrics."""
     stored = with_changes(loaded.config, config)
-    stored.trainer = {**_trainer(config), "_target_": stored.trainer._target_}
-    datamodule = build_datamodule(stored)
+    stored.trainer = _trainer(config)
+    allowed = (*TRUSTED, *config.trust)  # the stored config may come from elsewhere
+    datamodule = build_datamodule(stored, allowed)
     drawing = {
         name: node
         for name, node in stored.callbacks.items()
         if node is not None and str(node._target_).startswith("kinoscope.callbacks.")
     }
-    callbacks = build_callbacks(OmegaConf.create({"callbacks": drawing}), context={})
+    callbacks = build_callbacks(OmegaConf.create({"callbacks": drawing}), context={}, allowed=allowed)
     started = time.monotonic()
     with quiet():
         trainer = build_trainer(stored, loaded.folder, callbacks, loggers=[])
@@ -90,6 +91,7 @@ def with_changes(stored: DictConfig, asked: DictConfig) -> DictConfig:
 
 def _trainer(config: DictConfig) -> dict[str, Any]:
     return {
+        "_target_": "lightning.pytorch.Trainer",
         "accelerator": config.accelerator,
         "devices": config.devices,
         "precision": config.precision,

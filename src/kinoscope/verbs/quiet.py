@@ -16,15 +16,17 @@ DOES_NOT_APPLY = (
     r".*module\(s\) in eval mode at the start of training.*",  # an averaged generator always is
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
 )
+PROFILES = "lightning.pytorch.profilers"  # its table is logged, and was asked for
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences those warnings inside, and no others; of Lightning's log only warnings and errors are kept."""
-    chatter = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Silences those warnings inside, and no others; of Lightning's log warnings, errors and profiles are kept."""
+    kept = {"lightning.pytorch": logging.WARNING, "lightning.fabric": logging.WARNING, PROFILES: logging.INFO}
+    chatter = [logging.getLogger(name) for name in kept]
     levels = [logger.level for logger in chatter]
-    for logger in chatter:
-        logger.setLevel(logging.WARNING)
+    for logger, level in zip(chatter, kept.values(), strict=True):
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             for message in DOES_NOT_APPLY:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from kinoscope.callbacks.drawing import Sheet, as_pixels, save
 from kinoscope.callbacks.reconstructions import draw_strip
 from kinoscope.callbacks.samples import draw_samples
-from kinoscope.errors import Refusal
-from kinoscope.runs.build import build_datamodule
+from kinoscope.errors import KinoscopeError, Refusal
+from kinoscope.runs.build import TRUSTED, build_datamodule
 from kinoscope.runs.load import Run, load_run
 from kinoscope.systems.autoencoder import ReconstructionEvaluation
 from kinoscope.verbs.evaluate import with_changes
@@ -23,6 +23,8 @@ log = logging.getLogger("kinoscope")
 
 def run(config: DictConfig, overrides: list[str]) -> int:
     """The verb: writes one picture and prints its path as the last line of stdout."""
+    if config.n < 1:
+        raise Refusal(f"n must be at least 1, got {config.n}")
     loaded = load_run(config.run, config.checkpoint, trust=list(config.trust))
     if hasattr(loaded.system, "sample"):
         name, sheet = f"sample_seed{config.seed}", _samples(loaded, config)
@@ -31,7 +33,10 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     else:
         raise Refusal(f"run: {type(loaded.system).__name__} neither generates nor reconstructs; use evaluate")
     path = Path(config.output) if config.output else loaded.folder / "pictures" / f"{name}.png"
-    save(sheet.picture(), path)
+    try:
+        save(sheet.picture(), path)
+    except OSError as error:
+        raise KinoscopeError(f"'{path}' cannot be written ({error.strerror or error})") from error
     print(path, flush=True)
     return 0
 
@@ -43,7 +48,7 @@ def _samples(loaded: Run, config: DictConfig) -> Sheet:
 @torch.inference_mode()
 def _reconstructions(loaded: Run, config: DictConfig) -> Sheet:
     """The first test images and what the autoencoder makes of them."""
-    datamodule = build_datamodule(with_changes(loaded.config, config))
+    datamodule = build_datamodule(with_changes(loaded.config, config), (*TRUSTED, *config.trust))
     datamodule.prepare_data()
     datamodule.setup("test")
     n = min(config.n, 16)  # more would not fit into a strip

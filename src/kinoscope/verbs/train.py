@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 
-from kinoscope.errors import Interrupted, KinoscopeError
+from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.runs import provenance, resume
 from kinoscope.runs.build import (
     build_callbacks,
@@ -125,18 +126,35 @@ def _count(devices: Any) -> int:
 def _create(config: DictConfig, datamodule: Any, identity: str) -> RunFolder:
     folder = RunFolder.create(config.output_dir, config.name, identity)
     folder.lock()
+    try:
+        _describe(folder, config, datamodule, identity)
+    except KinoscopeError as error:
+        folder.unlock()
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise Refusal(f"output_dir: {error}") from error
+    return folder
+
+
+def _describe(folder: RunFolder, config: DictConfig, datamodule: Any, identity: str) -> None:
+    """What makes a folder a run's; ``summary.json`` comes last."""
     write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     write_json(folder.provenance_file, provenance.collect(config.seed, datamodule.fingerprint()))
     folder.write_summary(
         status="running", signature=identity, seconds=0.0, steps=0, monitor=config.monitor, best={}, last={}, test={}
     )
-    return folder
+
+
+class _LogFile(logging.FileHandler):
+    """``train.log``. A full disk must not bury the run's own message under tracebacks of the logging."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Gives the line up; it is on stderr as well."""
 
 
 @contextmanager
 def _recorded(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
     """Whatever happens inside is written to ``train.log``, and ends as a status in ``summary.json``."""
-    handler = logging.FileHandler(folder.log_file)
+    handler = _LogFile(folder.log_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if log.level == logging.NOTSET:  # called from Python, where nobody has said how much is to be heard
         log.setLevel(logging.INFO)
@@ -160,7 +178,10 @@ def _recorded(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
         log.error("failed: %s", error, exc_info=not isinstance(error, KinoscopeError))
         raise
     finally:
-        folder.write_summary(status=status)
+        try:
+            folder.write_summary(status=status)
+        except KinoscopeError as error:  # a full disk; what ended the run is the better message
+            log.error("%s", error)
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()

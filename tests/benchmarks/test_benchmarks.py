@@ -1,0 +1,76 @@
+"""Each benchmark runs and ends in its ratios, and compares like with like; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+RATIOS = {
+    "train_step.py": ["c3d_small_step", "dcgan_small_step"],
+    "video_pipeline.py": [
+        "cpu_per_crop_vs_decord",
+        "cpu_per_float_crop_vs_decord",
+        "cpu_per_float_crop_vs_decord_2_workers",
+        "clips_per_second_vs_decord_0_workers",
+        "clips_per_second_vs_decord_2_workers",
+    ],
+}
+SMALLEST = {"train_step.py": ["--batch-size=2"], "video_pipeline.py": ["--videos=8"]}
+
+
+@pytest.mark.parametrize("name", sorted(RATIOS))
+def test_ratios_come_last_and_are_finite(name: str, tmp_path: Path) -> None:
+    if name == "video_pipeline.py":
+        pytest.importorskip("decord", reason="decord has no wheel for this machine")
+    command = [sys.executable, str(FOLDER / name), "--seconds=0", *SMALLEST[name]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = [line.partition(": ") for line in done.stdout.splitlines()[-len(RATIOS[name]) :]]
+    assert [ratio_name for ratio_name, _, _ in last] == RATIOS[name]
+    assert all(math.isfinite(float(ratio)) and float(ratio) > 0 for _, _, ratio in last)
+    assert not list(tmp_path.iterdir()), "everything it wrote lay in a temporary folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "players", "extra"),
+    [
+        ("c3d_small_step", ["network"], ["model.network.dropout=0"]),
+        ("dcgan_small_step", ["generator", "critic"], ["model.log_every=2"]),
+    ],
+)
+def test_both_loops_do_the_same_work(
+    name: str, players: list[str], extra: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same noise and no dropout, both loops end in the same weights but for rounding."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train_step: Any = importlib.import_module("train_step")
+    systems: list[Any] = []
+    plain_step = train_step.plain_step
+
+    def with_the_same_noise(system: Any) -> Any:
+        systems.append(system)
+        step: Any = plain_step(system)
+        number = itertools.count()
+        step.latent = lambda n: system.draw(next(number), n)
+        return step
+
+    monkeypatch.setattr(train_step, "plain_step", with_the_same_noise)
+    overrides = [*train_step.EXPERIMENTS[name], *extra, "data.batch_size=2"]
+    loader = train_step.measure(overrides, tmp_path, deadline=time.monotonic())
+    assert len(loader.ours) == len(loader.plain) == 1
+    assert systems[0].clock == 4
+    for player in players:
+        ours, plain = (getattr(owner, player).state_dict() for owner in (systems[0], loader.step))
+        for weight in ours:
+            torch.testing.assert_close(ours[weight], plain[weight], rtol=1e-4, atol=1e-5, msg=f"{player}.{weight}")
