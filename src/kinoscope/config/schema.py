@@ -22,6 +22,7 @@ class Train:
         output_dir: where run folders are made.
         data_dir: where generated and downloaded data and manifests lie.
         resume: a run folder to continue, or auto for the newest unfinished run like this one.
+        threads: of the training process on the CPU; by default the cores that the loader's workers leave.
         check: build, run one batch forward and backward, print a table of layers and stop.
         card: the paper, its number and its protocol.
     """
@@ -33,6 +34,7 @@ class Train:
     output_dir: str
     data_dir: str
     resume: str | None
+    threads: int | None
     check: bool
     card: dict[str, Any]
     data: dict[str, Any]

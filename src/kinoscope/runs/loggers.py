@@ -202,7 +202,7 @@ def wandb_logger(
 
     def begin(mode: Literal["offline", "online", "disabled"]) -> Any:
         return wandb.init(
-            dir=run.path,
+            dir=run.path.resolve(),  # W&B's service outlives a change of directory, and keeps its own
             id=run_id,
             resume="allow" if mode == "online" else None,
             project=project,

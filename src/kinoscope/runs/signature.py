@@ -15,6 +15,7 @@ OUTSIDE = (
     "output_dir",
     "data_dir",
     "resume",
+    "threads",  # as the worker count, it is the machine's; equal to the last bit only at the same number
     "check",
     "callbacks",  # but see INSIDE
     "data.workers",
