@@ -120,10 +120,8 @@ class RunCheckpoint(Checkpoint):
 
     # When
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.stop.arm()
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.arm()  # Lightning has registered handlers of its own since the setup hooks
         if self._rng is not None:  # nothing may draw between here and the first batch
             restore_rng(self._rng)
             self._rng = None
@@ -147,6 +145,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_last_batch:  # else the epoch was cut short, and its last batch has been saved as such
             self._save_last(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.arm()
 
     def on_test_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self.stop:
