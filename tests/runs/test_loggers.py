@@ -34,6 +34,20 @@ def test_one_row_per_step_and_new_columns_keep_old_rows(tmp_path: Path) -> None:
     assert float(rows[2]["train/loss"]) == 1 / 3
 
 
+def test_what_is_logged_after_finalize_at_the_same_step_joins_its_row(tmp_path: Path) -> None:
+    """A fit finalizes its loggers; the test that follows logs at the fit's last step."""
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    log_steps(metrics, range(1, 4))
+    metrics.finalize("success")
+    assert len(rows_of(tmp_path / "metrics.csv")) == 3
+    metrics.log_metrics({"test/accuracy": 0.5}, step=3)
+    metrics.finalize("success")
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert rows[2]["test/accuracy"] == "0.5"
+    assert float(rows[2]["train/loss"]) == 1 / 3
+
+
 @pytest.mark.parametrize("stop", range(1, 10))
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     whole = MetricsFile(tmp_path / "whole.csv")

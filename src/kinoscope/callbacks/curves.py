@@ -72,9 +72,8 @@ class LearningCurves(pl.Callback):
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "metrics.csv"
-        # The newest row stays in memory until a later step begins; its state is where to see it.
-        files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-        newest = [logger.state_dict()["newest"] for logger in files]
+        # The newest row stays in memory until a later step begins.
+        newest = [logger.newest for logger in trainer.loggers if isinstance(logger, MetricsFile)]
         try:
             sheet = _draw(path, newest)
         except KinoscopeError as error:

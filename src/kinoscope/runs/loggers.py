@@ -38,6 +38,7 @@ class MetricsFile(Logger):
         self.path = path
         self._columns = [*FIRST_COLUMNS, *columns]
         self._rows = 0  # complete rows in the file
+        self._tentative = False  # whether the newest row is there too, and may yet grow
         self._newest: dict[str, Any] = {}
         self._started = time.monotonic()
         self._seconds_before = 0.0
@@ -49,6 +50,11 @@ class MetricsFile(Logger):
     @property
     def version(self) -> str:
         return ""
+
+    @property
+    def newest(self) -> dict[str, Any]:
+        """The row that is not complete yet."""
+        return dict(self._newest)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -70,22 +76,28 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._append()
+        """Writes the newest row down; the test that follows a fit still adds to it."""
+        if self._newest:
+            self._put(self._newest)
+            self._tentative = True
 
     def _append(self) -> None:
-        if not self._newest:
-            return
-        row, self._newest = self._newest, {}
+        if self._newest:
+            self._put(self._newest)
+            self._rows += 1
+            self._newest, self._tentative = {}, False
+
+    def _put(self, row: Mapping[str, Any]) -> None:
         new = [name for name in row if name not in self._columns]
-        if new or not self.path.exists():
+        if new or self._tentative or not self.path.exists():
             self._columns += new
-            self._rewrite(self._read())
+            self._rewrite([*self._read()[: self._rows], row])
+            return
         try:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
         except OSError as error:
             raise KinoscopeError(f"'{self.path}' cannot be written ({error.strerror or error})") from error
-        self._rows += 1
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():

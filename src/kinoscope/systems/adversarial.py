@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -187,13 +187,7 @@ class Adversarial(System):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self._publish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._publish("test")
-
-    def _publish(self, stage: str) -> None:
+    def conclude(self, stage: Literal["val", "test"]) -> None:
         names = sorted(self._sums)
         totals = torch.stack(
             [self._sums[name] for name in names] + [torch.tensor(float(self._evaluated), device=self.device)]

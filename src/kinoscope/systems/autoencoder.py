@@ -52,13 +52,7 @@ class ReconstructionEvaluation(System):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self._publish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._publish("test")
-
-    def _publish(self, stage: str) -> None:
+    def conclude(self, stage: Literal["val", "test"]) -> None:
         self.publish({f"{stage}/squared_error": float(self.mean_squared_error.compute())})
         self.mean_squared_error.reset()
 

@@ -52,6 +52,16 @@ class System(pl.LightningModule):
             self.latest = self.window.take()
             self._to_loggers({f"train/{name}": value for name, value in self.latest.items()}, step)
 
+    def on_validation_epoch_end(self) -> None:
+        self.conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.conclude("test")
+
+    def conclude(self, stage: Literal["val", "test"]) -> None:
+        """Publishes what a finished validation or test has measured, and starts its metrics anew."""
+        raise NotImplementedError
+
     def publish(self, metrics: Mapping[str, float]) -> None:
         """Logs finished metrics (``val/…``, ``test/…``), equal on all ranks, against this system's clock.
 

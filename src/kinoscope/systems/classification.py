@@ -85,13 +85,7 @@ class Classification(System):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self._publish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._publish("test")
-
-    def _publish(self, stage: str) -> None:
+    def conclude(self, stage: Literal["val", "test"]) -> None:
         values = {"loss": self.mean_loss.compute(), **self.accuracy.compute()}
         self.publish({f"{stage}/{name}": float(value) for name, value in values.items()})
         metrics: tuple[Metric, ...] = (self.accuracy, self.mean_loss)

@@ -1,6 +1,6 @@
 """Window means of logged terms, with one device synchronisation per window.
 
-``self.log`` costs about 0.2 ms per metric and step whatever ``log_every_n_steps`` says. Here a step costs one stack and
+``self.log`` does its work at every metric and step, whatever ``log_every_n_steps`` says. Here a step is one stack and
 one copy into a device buffer; the buffer is read when the window is full. Since every value of the window is kept, the
 first non-finite one can be named with its step.
 """

@@ -240,6 +240,9 @@ def _train(run: Prepared, stop: StopRequest) -> None:
             tested = _test(trainer, run)
         exit_code = 0
         _say(folder, tested)
+    except Interrupted as error:
+        exit_code = error.exit_code
+        raise
     finally:
         if isinstance(second, WandB):
             summary = folder.read_summary()
