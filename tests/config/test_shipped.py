@@ -74,6 +74,36 @@ def test_the_mistakes_that_everybody_makes(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "sentences"),
+    [
+        (["trainer.devices=2"], ["a run has one device so far"]),
+        (["trainer.strategy=ddp"], ["a run has one device so far"]),
+        (["model.optimizer.lr=-1"], ["Invalid learning rate: -1"]),
+        (["trainer.max_epochs=-1", "trainer.max_steps=9"], ["scheduler.T_max is -1"]),
+        (["output_dir=/proc/nowhere"], ["nothing can be written in '/proc'"]),
+        (
+            ["data.frames=-3", "data.batch_size=0", "data.validation=2", "model.network.fc=[8]"],
+            ["data.frames must be at least 1", "data.batch_size must be at least 1", "data.validation is a share"],
+        ),
+    ],
+)
+def test_what_only_a_constructor_rejects_is_refused_before_any_work(
+    typed: list[str],
+    sentences: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *typed]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    for sentence in sentences:
+        assert sentence in err
+    assert list(tmp_path.iterdir()) == [], "no folder, no data"
+
+
 def test_missing_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (fault,) = preflight("train", ["data=ucf101", "data.root=nowhere"]).faults

@@ -125,6 +125,16 @@ def test_a_small_sibling_only_shrinks_its_paper(name: str, ucf101: Path, cifar10
     }
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_data_can_be_exchanged(name: str, ucf101: Path, cifar10: Path) -> None:
+    """An experiment sets only those keys of its data that every data set of the modality has."""
+    others = {"motion": "", "ucf101": f"data.root={ucf101}"}
+    if not name.startswith("video/"):
+        others = {"digits": "", "cifar10": f"data.root={cifar10}"}
+    for data, root in others.items():
+        assert preflight("train", [f"experiment={name}", f"data={data}", *([root] if root else [])]).faults == []
+
+
 QUICK = [
     "logger=csv",
     "debug=fast",
@@ -144,6 +154,7 @@ def test_the_whole_loop(name: str, home: Path) -> None:
     summary = run.read_summary()
     assert summary["status"] == "finished"
     assert summary["test"]
+    assert any(key.startswith("val/") for key in summary["last"])
     assert all(key.startswith("test/") and np.isfinite(value) for key, value in summary["test"].items())
     for file in (run.config_file, run.provenance_file, run.metrics_file, run.log_file):
         assert file.stat().st_size > 0

@@ -78,12 +78,13 @@ def test_lost_rows_are_noticed(tmp_path: Path) -> None:
 def test_wandb_offline_keeps_everything_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = RunFolder.create("outputs", "gan/x", "89abcdef")
-    logger = wandb_logger(folder, {"seed": 3}, run_id="89abcdef-now", name="gan/x", tags=["gan"])
+    config = {"seed": 3, "card": {"year": 2016, "lecture": "CS231n 2016, lecture 14"}}
+    logger = wandb_logger(folder, config, run_id="89abcdef-now", name="gan/x")
     logger.log_metrics({"train/loss": 0.5}, step=20)
     logger.finish(0, {"val/accuracy": 0.75})
     (written,) = (folder.path / "wandb").glob("offline-run-*-89abcdef-now/run-*.wandb")
     content = written.read_bytes()
-    for expected in (b"train/loss", b"val/accuracy", b"gan/x", b"89abcdef-now"):
+    for expected in (b"train/loss", b"val/accuracy", b"gan/x", b"89abcdef-now", b"lecture 14"):
         assert expected in content
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 

@@ -88,12 +88,10 @@ class ImageDataModule(KeyedDataModule):
         spec: DataSpec | None = None,
         preprocess: ImagePreprocess | None = None,
     ) -> None:
-        super().__init__(batch_size, workers, validation, seed)
-        if size < 1:
-            raise ValueError(f"data.size must be at least 1 pixel, got {size}")
-        channels = self.channels_on_disk if channels is None else channels
+        faults = [] if size >= 1 else [f"data.size must be at least 1 pixel, got {size}"]
         if channels not in (1, 3):
-            raise ValueError(f"data.channels is 1 or 3, got {channels}")
+            faults.append(f"data.channels is 1 or 3, got {channels}")
+        super().__init__(batch_size, workers, validation, seed, faults)
         self.root, self.download, self.flip = root, download, flip
         self.preprocess = preprocess or ImagePreprocess(size, channels)
         self._names = image_files.class_names(self.dataset, root, download)

@@ -10,7 +10,7 @@ import atexit
 import signal
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -211,6 +211,7 @@ class KeyedDataModule(pl.LightningDataModule):
         workers: processes per loader.
         validation: share of the training data that is held out, 0 ≤ validation < 1.
         seed: of the order and of every augmentation.
+        faults: what a subclass has found wrong with its own arguments; all are raised together.
 
     Attributes:
         spec: what the data are.
@@ -221,14 +222,17 @@ class KeyedDataModule(pl.LightningDataModule):
     spec: DataSpec
     preprocess: Any  # a Preprocess; each modality has its own
 
-    def __init__(self, batch_size: int, workers: int, validation: float, seed: int) -> None:
+    def __init__(self, batch_size: int, workers: int, validation: float, seed: int, faults: Sequence[str] = ()) -> None:
         super().__init__()
+        found = list(faults)
         if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+            found.append(f"data.batch_size must be at least 1, got {batch_size}")
         if workers < 0:
-            raise ValueError(f"data.workers must be at least 0, got {workers}")
+            found.append(f"data.workers must be at least 0, got {workers}")
         if not 0 <= validation < 1:
-            raise ValueError(f"data.validation is a share, 0 <= validation < 1, got {validation}")
+            found.append(f"data.validation is a share, 0 <= validation < 1, got {validation}")
+        if found:
+            raise ValueError("; ".join(found))
         self.batch_size, self.workers, self.validation, self.seed = batch_size, workers, validation, seed
         self.subsets: dict[Subset, BatchSource] = {}
 

@@ -201,24 +201,23 @@ class UCF101(KeyedDataModule):
         spec: DataSpec | None = None,
         preprocess: VideoPreprocess | None = None,
     ) -> None:
-        super().__init__(batch_size, workers, validation, seed)
         counts = {"frames": frames, "stride": stride, "size": size, "clips_per_video": clips_per_video}
-        for key, value in (counts | {"test_views": test_views}).items():
-            if value < 1:
-                raise ValueError(f"data.{key} must be at least 1, got {value}")
+        counts |= {"test_views": test_views}
+        faults = [f"data.{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1]
         if split not in (1, 2, 3):
-            raise ValueError(f"data.split is 1, 2 or 3, got {split}")
+            faults.append(f"data.split is 1, 2 or 3, got {split}")
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"data.on_error is raise or skip, got {on_error}")
+            faults.append(f"data.on_error is raise or skip, got {on_error}")
         if test_crops not in (1, 3, 5, 10):
-            raise ValueError(f"data.test_crops is 1, 3, 5 or 10, got {test_crops}")
+            faults.append(f"data.test_crops is 1, 3, 5 or 10, got {test_crops}")
         if test_crops == 10 and not flip:
-            raise ValueError("data.test_crops=10 mirrors the clips, which data.flip=false forbids; take 5")
-        if batch_size % clips_per_video:
-            raise ValueError(
+            faults.append("data.test_crops=10 mirrors the clips, which data.flip=false forbids; take 5")
+        if clips_per_video > 0 and batch_size % clips_per_video:
+            faults.append(
                 f"data.batch_size={batch_size} counts clips, so it must be a multiple of clips_per_video="
                 f"{clips_per_video}"
             )
+        super().__init__(batch_size, workers, validation, seed, faults)
         self.root, self.split, self.data_dir = Path(root), split, Path(data_dir)
         self.classes = None if classes is None else [str(name) for name in classes]
         self.frames, self.stride, self.resize, self.flip = frames, stride, frame_size(resize), flip

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kinoscope.config.build import instantiate
 from kinoscope.contracts import DataSpec
@@ -71,6 +72,28 @@ def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | Non
     if not config.logger or "_target_" not in config.logger:
         return None
     return _complete(_refusing("logger", config.logger, None), context)
+
+
+def try_optimizers(system: System) -> None:
+    """Makes the optimizers and schedules once, for what they reject. Raises `Refusal`."""
+    try:
+        system.configure_optimizers()
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"model: {error}") from error
+
+
+def require_one_device(trainer: DictConfig) -> None:
+    """Raises `Refusal` for what would start several processes: metrics, folders and noise are not shared out yet."""
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    strategy = trainer.get("strategy", "auto")
+    several = len(devices) > 1 if isinstance(devices, ListConfig) else str(devices) not in ("1", "auto", "-1")
+    if str(devices) in ("auto", "-1") and trainer.get("accelerator") != "cpu":
+        several = torch.cuda.device_count() > 1
+    if several or nodes != 1 or strategy not in ("auto", "single_device"):
+        raise Refusal(
+            f"trainer: a run has one device so far, got devices={devices}, num_nodes={nodes}, strategy={strategy}; "
+            "choose one, as in trainer.devices=1 or trainer.devices=[3]"
+        )
 
 
 def build_trainer(

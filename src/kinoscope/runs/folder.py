@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,6 +144,17 @@ class RunFolder:
         """Updates some fields of ``summary.json``; readers see the old file or the new one, never half."""
         summary = self.read_summary() if self.summary_file.exists() else {}
         write_json(self.summary_file, {**summary, **fields})
+
+
+def require_writable(output_dir: str | Path) -> None:
+    """Raises `Refusal` where no folder can be made in ``output_dir``, and leaves nothing behind."""
+    nearest = Path(output_dir).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=".kinoscope-", dir=nearest)).rmdir()
+    except OSError as error:
+        raise Refusal(f"output_dir: nothing can be written in '{nearest}' ({error.strerror or error})") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -201,7 +201,7 @@ def wandb_logger(
         mode: where the run is written.
         group: runs that belong together; the experiment by default.
         job_type: what kind of job it is.
-        tags: shown in the W&B table.
+        tags: shown in the W&B table; by default the family, the paper's year and the lecture, from the card.
         timeout: seconds to wait for W&B's server in online mode.
     """
     import wandb
@@ -223,7 +223,7 @@ def wandb_logger(
             name=run.path.name,
             group=group or name,
             job_type=job_type,
-            tags=list(tags),
+            tags=list(tags) or _card_tags(config.get("card") or {}, name),
             config=dict(config),
             settings=wandb.Settings(silent=True, console="off", init_timeout=timeout),
         )
@@ -235,6 +235,10 @@ def wandb_logger(
             raise KinoscopeError(f"W&B could not begin a run ({error}); choose logger=csv to do without") from error
         log.warning("W&B is out of reach (%s); this run is kept offline in %s/wandb", error, run.path)
         return WandB(begin("offline"))
+
+
+def _card_tags(card: Mapping[str, Any], name: str) -> list[str]:
+    return [name.partition("/")[0], *(str(card[key]) for key in ("year", "lecture") if card.get(key))]
 
 
 def tensorboard_logger(run: RunFolder, **_: Any) -> Logger:

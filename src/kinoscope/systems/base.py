@@ -93,7 +93,12 @@ def scheduled(
     """Lightning's description of one optimizer with its optional learning-rate schedule."""
     if scheduler is None:
         return {"optimizer": optimizer}
-    schedule = {"scheduler": scheduler(optimizer), "interval": interval}
+    made = scheduler(optimizer)
+    if getattr(made, "T_max", 1) < 1:  # torch would swing the rate up and down
+        raise ValueError(
+            f"scheduler.T_max is {getattr(made, 'T_max', None)}, must be the epochs or steps of the training"
+        )
+    schedule = {"scheduler": made, "interval": interval}
     if monitor is not None:
         schedule["monitor"] = monitor
     return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.errors import Refusal
-from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer
+from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer, require_one_device
 from kinoscope.runs.checkpoints import logged
 from kinoscope.runs.folder import RunFolder, write_json
 from kinoscope.runs.load import Run, load_run
@@ -39,6 +39,7 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     """Tests a loaded run and returns its ``test/…`` metrics."""
     stored = with_changes(loaded.config, config)
     stored.trainer = _trainer(config)
+    require_one_device(stored.trainer)
     allowed = (*TRUSTED, *config.trust)  # the stored config may come from elsewhere
     datamodule = build_datamodule(stored, allowed)
     drawing = {

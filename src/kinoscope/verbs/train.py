@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,11 @@ from kinoscope.runs.build import (
     build_system,
     build_trainer,
     plain,
+    require_one_device,
+    try_optimizers,
 )
 from kinoscope.runs.checkpoints import AtomicCheckpointIO, resumable
-from kinoscope.runs.folder import RunFolder, write_json, write_text
+from kinoscope.runs.folder import RunFolder, require_writable, write_json, write_text
 from kinoscope.runs.interrupt import StopRequest
 from kinoscope.runs.loggers import MetricsFile, WandB
 from kinoscope.runs.signature import signature
@@ -124,8 +126,22 @@ def _threads(workers: int) -> int:
 
 def _build(config: DictConfig) -> tuple[Any, System, str]:
     """Data and system, and with them everything that can be refused before a folder is made."""
-    datamodule = build_datamodule(config)
-    system = build_system(config)
+    faults: list[str] = []
+
+    def tried(build: Callable[[], Any]) -> Any:
+        try:
+            return build()
+        except Refusal as refusal:
+            faults.append(str(refusal))
+
+    tried(lambda: require_one_device(config.trainer))
+    tried(lambda: require_writable(config.output_dir))
+    datamodule = tried(lambda: build_datamodule(config))
+    system = tried(lambda: build_system(config))
+    if system is not None:
+        tried(lambda: try_optimizers(system))
+    if faults:
+        raise Refusal("; ".join(faults))
     datamodule.prepare_data()
     datamodule.setup("fit")
     devices = config.trainer.get("devices", 1)

@@ -2,9 +2,11 @@
 
 The deep autoencoder of Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 2006,
 in the form the lecture gives it (CS231n 2016, lecture 14): a four-layer convolutional encoder, a four-layer
-upconvolutional decoder, squared error. Trained end to end; the greedy pretraining of 2006 has no place here.
+upconvolutional decoder, squared error.
 
 Departs:
+    - From the paper, as the lecture does: convolutions instead of dense layers, ReLU instead of logistic units, squared
+      error instead of cross-entropy, and no greedy pretraining.
     - The lecture gives no widths; every layer is 4×4 with stride 2, widths 32, 64, 128 and a code of 64 maps of 2×2
       (256 numbers for a 32×32 image).
 

@@ -17,7 +17,10 @@ References:
 
 Departs:
     - The critic ends in the logit; the sigmoid belongs to the objective, where it is computed without overflow.
-    - The critic's input is the image only; the class-conditional variant is not built.
+    - The critic's input is the image only; the class-conditional variant is not built, nor is the network of 32×32
+      ImageNet whose features are classified.
+    - Both players are updated on every batch; the authors' code alternates them over successive batches. The weight
+      decay of its face script (1e-5) is left out.
 
 Shape legend: B batch, C channels, H height, W width, f base width.
 """

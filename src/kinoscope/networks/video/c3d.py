@@ -13,6 +13,7 @@ References:
 Departs:
     - The authors' solver gives biases twice the learning rate and no weight decay; here all parameters are alike.
     - The authors subtract a mean clip; here the data subtract one mean per channel.
+    - On UCF101 from scratch the paper trains a smaller network (convolutions 64 to 256, fc 2048); this is the full one.
 
 Shape legend: B batch, C channels, T frames, H height, W width, K classes.
 """

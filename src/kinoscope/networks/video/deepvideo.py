@@ -23,6 +23,8 @@ Departs:
       [2, §5]: N(0, 0.01²), biases 1 in conv2, conv4, conv5 and the hidden fully connected layers, else 0.
     - The late fusion's two frames are the ends of the clip: 15 apart is ``data.frames=2 data.stride=15``.
     - The multiresolution (fovea and context) streams are not built.
+    - The paper crops the centre before it resizes to 200×200; here the whole frame is resized. Its test draws clips at
+      random (20 a video, 50 on UCF101); here they are spread evenly. Its Downpour SGD is plain SGD with momentum.
 
 Shape legend: B batch, C channels, T frames, H height, W width, K classes.
 """
