@@ -40,10 +40,10 @@ from kinoscope.runs.checkpoints import AtomicCheckpointIO
 from kinoscope.runs.folder import RunFolder
 from kinoscope.runs.interrupt import StopRequest
 from kinoscope.runs.loggers import MetricsFile
+from kinoscope.runs.quiet import quiet
 from kinoscope.systems.adversarial import Adversarial
 from kinoscope.systems.base import System
 from kinoscope.systems.classification import Classification
-from kinoscope.verbs.quiet import quiet
 from timing import parser, print_ratios, rounds, show, spread
 
 BATCHES = 2  # different ones in memory

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from picture_fakes import Data, Run, System
 from PIL import Image
 
-from kinoscope.verbs.quiet import quiet
+from kinoscope.runs.quiet import quiet
 
 
 @pytest.fixture

@@ -288,11 +288,11 @@ def test_keyed_draws_are_one_row_per_sample() -> None:
 
 def test_a_spec_that_does_not_hold_is_one_sentence() -> None:
     data = Data()
-    data.check_spec((1, 1, 1), 3)
+    data.check_spec((1, 1, 1), data.spec.classes)
     with pytest.raises(KinoscopeError, match=r"promises samples of shape \(1, 1, 1\), the first one is \(3, 1, 1\)"):
-        data.check_spec((3, 1, 1), 3)
-    with pytest.raises(KinoscopeError, match="promises 3 classes, the data have 4"):
-        data.check_spec((1, 1, 1), 4)
+        data.check_spec((3, 1, 1), data.spec.classes)
+    with pytest.raises(KinoscopeError, match="the data have four, three, two, one"):
+        data.check_spec((1, 1, 1), ["four", "three", "two", "one"])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_conv_autoencoder_leaves_less_than_half_of_the_mean_images_error() -> 
     """200 steps on the digits. The mean training image is the best guess without looking."""
     result = outcome_of("experiment=autoencoder/conv_small", "trainer.max_steps=200", "callbacks.reconstructions=null")
     images = (
-        np.asarray(load_digits().images, dtype=np.float64) / 16
+        load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16
     )  # (1797, 8, 8), as the embedded data before resizing
     baseline = ((images[-360:] - images[:-360].mean(axis=0)) ** 2).sum(axis=(1, 2)).mean() * 16  # 16 pixels for one
     assert result["test/squared_error"] < 0.5 * baseline

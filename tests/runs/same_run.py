@@ -19,7 +19,9 @@ IMAGES = ["data=digits", "data.batch_size=128", "trainer.limit_train_batches=5",
 SYSTEMS = {
     "autoencoder": [
         "experiment=autoencoder/conv_small", *IMAGES, "model.log_every=3", "callbacks.reconstructions=null",
-        "+trainer.val_check_interval=2",
+        "+trainer.val_check_interval=2", "model.scheduler_monitor=val/squared_error",
+        "model.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true, patience: 0, "
+        "threshold: 0.5, factor: 0.5}",
     ],
     "adversarial": [
         "experiment=gan/dcgan_small", *IMAGES, "model.log_every=3", "callbacks.samples=null", "model.ema_decay=0.9",

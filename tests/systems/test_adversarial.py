@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from kinoscope.contracts import DataSpec
 from kinoscope.objectives.adversarial import NonSaturating
+from kinoscope.runs.quiet import quiet
 from kinoscope.systems.adversarial import Adversarial, frozen
-from kinoscope.verbs.quiet import quiet
 
 
 class Line(nn.Module):

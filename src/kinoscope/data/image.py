@@ -88,6 +88,7 @@ class ImageDataModule(KeyedDataModule):
         spec: DataSpec | None = None,
         preprocess: ImagePreprocess | None = None,
     ) -> None:
+        channels = self.channels_on_disk if channels is None else channels
         faults = [] if size >= 1 else [f"data.size must be at least 1 pixel, got {size}"]
         if channels not in (1, 3):
             faults.append(f"data.channels is 1 or 3, got {channels}")
@@ -115,7 +116,7 @@ class ImageDataModule(KeyedDataModule):
         counts = ", ".join(f"{len(subset):,} {name}" for name, subset in self.subsets.items())
         log.info("%s: %d classes, %s images", self.dataset, len(self._names), counts)
         first = self.preprocess(self.subsets["train"].__getitems__([(0, 0)])["image"])
-        self.check_spec(tuple(first.shape[1:]), len(self._names))
+        self.check_spec(tuple(first.shape[1:]), self._names)
 
     def preprocessed(self, batch: Batch) -> Batch:
         batch = dict(batch)

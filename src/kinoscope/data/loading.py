@@ -292,14 +292,18 @@ class KeyedDataModule(pl.LightningDataModule):
         sample = next(value for key, value in batch.items() if key in ("image", "video", "clips"))
         if self.preprocess.mean.device != sample.device:
             self.preprocess.to(sample.device)
-        return self.preprocessed(batch)
+        batch = self.preprocessed(batch)
+        # Lightning has converted the batch to the trainer's precision before the transfer, while it was still uint8.
+        return self.trainer.precision_plugin.convert_input(batch) if self.trainer is not None else batch
 
-    def check_spec(self, shape: tuple[int, ...], classes: int) -> None:
+    def check_spec(self, shape: tuple[int, ...], classes: Sequence[str]) -> None:
         """Compares the first real sample, after preprocessing, with what the config promised the network."""
         if shape != self.spec.shape:
             raise KinoscopeError(f"data.spec promises samples of shape {self.spec.shape}, the first one is {shape}")
-        if classes != self.spec.num_classes:
-            raise KinoscopeError(f"data.spec promises {self.spec.num_classes} classes, the data have {classes}")
+        if tuple(classes) != self.spec.classes:
+            raise KinoscopeError(
+                f"data.spec promises the classes {', '.join(self.spec.classes)}; the data have {', '.join(classes)}"
+            )
 
 
 def keyed_draws(seed: int, keys: list[Key], streams: list[str]) -> Tensor:

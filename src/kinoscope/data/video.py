@@ -268,7 +268,7 @@ class UCF101(KeyedDataModule):
         if not len(self.subsets["train"]):
             raise KinoscopeError(f"{self.root}: not one training video of split {self.split} can be used")
         first = self._checked(self.subsets["train"].__getitems__([(0, 0)]))["video"]
-        self.check_spec(tuple(self.preprocess(first).shape[1:]), len(self.class_names()))
+        self.check_spec(tuple(self.preprocess(first).shape[1:]), self.class_names())
 
     def _usable(self, manifest: Manifest) -> NDArray[np.bool_]:
         """(N,) which rows can give a clip; the others are an error or reported."""

@@ -177,7 +177,9 @@ class FreshProcessLauncher(Launcher):
                 print("kinoscope: stopping the sweep; again to kill its job", file=sys.stderr, flush=True)
                 self._process.send_signal(signal.SIGTERM)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored stays ignored: a sweep under nohup outlives its terminal.
+        before = {n: signal.signal(n, stop) for n in ours if signal.getsignal(n) is not signal.SIG_IGN}
         try:
             yield
         finally:

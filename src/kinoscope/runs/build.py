@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kinoscope.config.build import instantiate
 from kinoscope.contracts import DataSpec
 from kinoscope.errors import Refusal
 from kinoscope.runs.fit_loop import repair
+from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
 
 if TYPE_CHECKING:
@@ -82,11 +84,25 @@ def try_optimizers(system: System) -> None:
         raise Refusal(f"model: {error}") from error
 
 
-def require_one_device(trainer: DictConfig) -> None:
+def try_trainer(config: DictConfig, system: System) -> None:
+    """Makes the Trainer once, for what it rejects: an absent accelerator, options that do not fit together."""
+    trainer = config.trainer
+    if not system.automatic_optimization and (
+        trainer.get("gradient_clip_val") is not None or trainer.get("accumulate_grad_batches", 1) != 1
+    ):
+        raise Refusal(
+            f"trainer: {type(system).__name__} steps its own optimizers, which Lightning neither clips nor accumulates "
+            "for; leave gradient_clip_val and accumulate_grad_batches out"
+        )
+    with quiet():
+        _refusing("trainer", trainer, None, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+
+
+def require_one_device(trainer: DictConfig | Mapping[str, Any]) -> None:
     """Raises `Refusal` for what would start several processes: metrics, folders and noise are not shared out yet."""
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     strategy = trainer.get("strategy", "auto")
-    several = len(devices) > 1 if isinstance(devices, ListConfig) else str(devices) not in ("1", "auto", "-1")
+    several = len(devices) > 1 if isinstance(devices, ListConfig | list) else str(devices) not in ("1", "auto", "-1")
     if str(devices) in ("auto", "-1") and trainer.get("accelerator") != "cpu":
         several = torch.cuda.device_count() > 1
     if several or nodes != 1 or strategy not in ("auto", "single_device"):
@@ -128,5 +144,5 @@ def _refusing(key: str, node: DictConfig, allowed: Sequence[str] | None, **extra
     """Instantiates a node; what its constructor rejects is the config's fault, said in one sentence."""
     try:
         return instantiate(node, allowed=tuple(allowed) if allowed is not None else None, **extra)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise Refusal(f"{key}: {error}") from error

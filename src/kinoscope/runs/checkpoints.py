@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
@@ -113,7 +114,7 @@ class RunCheckpoint(Checkpoint):
         self.monitor, self.mode = monitor, mode
         self.every_n_steps = every_n_steps
         self.best: dict[str, float] = {}
-        self._rng: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
         self._due = False
         self._started = time.monotonic()
         self._seconds_before = float(run.read_summary().get("seconds", 0.0))
@@ -122,9 +123,12 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.arm()  # Lightning has registered handlers of its own since the setup hooks
-        if self._rng is not None:  # nothing may draw between here and the first batch
-            restore_rng(self._rng)
-            self._rng = None
+        if self._loaded is not None:
+            # Plateau schedules and early stopping may look at a validation from before the stop.
+            values = {name: torch.tensor(value, dtype=torch.float64) for name, value in self._loaded["logged"].items()}
+            trainer._logger_connector._callback_metrics.update(values)
+            restore_rng(self._loaded["rng"])  # nothing may draw between here and the first batch
+            self._loaded = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,10 +143,11 @@ class RunCheckpoint(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._keep_best(trainer, pl_module)
+        self._due |= trainer.should_stop  # early stopping has just looked at the same metrics
         if self._due and not trainer.is_last_batch:
             self._save_last(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_epoch_complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_last_batch:  # else the epoch was cut short, and its last batch has been saved as such
             self._save_last(trainer, pl_module)
 
@@ -164,9 +169,7 @@ class RunCheckpoint(Checkpoint):
             self._interrupt()
 
     def _interrupt(self) -> None:
-        raise Interrupted(
-            f"stopped by {self.stop.reason} and saved; resume with: python -m train resume={self.run.path}"
-        )
+        raise Interrupted(f"stopped by {self.stop.reason}; resume with: python -m train resume={self.run.path}")
 
     def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is None:
@@ -176,7 +179,8 @@ class RunCheckpoint(Checkpoint):
             raise KinoscopeError(f"monitor='{self.monitor}' is not logged; logged are: {', '.join(sorted(values))}")
         value = values[self.monitor]
         sign = 1 if self.mode == "max" else -1
-        if not self.best or sign * value > sign * self.best[self.monitor]:
+        unbeaten = bool(self.best) and not math.isnan(self.best[self.monitor])
+        if not unbeaten or sign * value > sign * self.best[self.monitor]:
             system = as_system(pl_module)
             check_finite(system)
             self.best = {**values, "step": system.clock}
@@ -199,6 +203,7 @@ class RunCheckpoint(Checkpoint):
             "format": FORMAT,
             **self.identity,
             "best": dict(self.best),
+            "logged": logged(trainer),
             "metrics": self.metrics.state_dict(),
             "preprocess": preprocess_of(trainer).state_dict(),
             "rng": collect_rng(),
@@ -212,7 +217,7 @@ class RunCheckpoint(Checkpoint):
         state = checkpoint["kinoscope"]
         self.best = dict(state["best"])
         self.metrics.load_state_dict(state["metrics"])
-        self._rng = state["rng"]
+        self._loaded = state
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
@@ -269,7 +274,7 @@ def collect_rng() -> dict[str, Any]:
 def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]

@@ -11,11 +11,24 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 class ExactFitLoop(_FitLoop):
-    """Knows a finished epoch when it loads one, however the end of the training is given.
+    """Knows a finished epoch when it loads one, and says when one is finished.
 
     Lightning (2.6.6) takes every checkpoint of a run with ``max_steps`` for one from within an epoch. Resumed from an
     epoch's end, such a run would end the same epoch twice: it counts one too many, and skips the data of the next.
+
+    Its last hook of an epoch, ``on_train_epoch_end``, comes before plateau schedules are stepped, so that a checkpoint
+    taken there loses that step. Callbacks with an ``on_epoch_complete`` are called after it.
     """
+
+    def on_advance_end(self) -> None:
+        self._restarting = (
+            False  # or an epoch that was resumed in its middle would not step plateau schedules at its end
+        )
+        super().on_advance_end()
+        for callback in self.trainer.checkpoint_callbacks:
+            complete = getattr(callback, "on_epoch_complete", None)
+            if complete is not None:
+                complete(self.trainer, self.trainer.lightning_module)
 
     @_FitLoop.restarting.setter
     def restarting(self, restarting: bool) -> None:

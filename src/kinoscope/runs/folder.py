@@ -113,6 +113,11 @@ class RunFolder:
     def unlock(self) -> None:
         self._lock.release()
 
+    def drop_unfinished_writes(self) -> None:
+        """Removes the temporary file that a kill in the middle of a checkpoint leaves; only for the folder's owner."""
+        for leftover in (self.path / "checkpoints").glob(".*"):
+            leftover.unlink(missing_ok=True)
+
     def begin_anew(self) -> None:
         """Drops what a run left that never got as far as its first ``last.ckpt``."""
         self.metrics_file.unlink(missing_ok=True)

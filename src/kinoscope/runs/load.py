@@ -50,7 +50,7 @@ class Run:
 
     def denormalise(self, x: Tensor) -> Tensor:
         """The network's inputs or outputs back on the pixel scale 0…1."""
-        return cast(Any, self.preprocess).denormalise(x)
+        return cast(Any, self.preprocess.to(x.device)).denormalise(x)
 
     @torch.inference_mode()
     def predict(self, sample: np.ndarray | Tensor, views: int = 10) -> Tensor:
@@ -65,13 +65,13 @@ class Run:
             raise KinoscopeError(f"{type(self.system).__name__} has no classes to predict")
         pixels = self._uint8(sample, axes={"video": 4, "image": 3}[self.spec.modality])
         if self.spec.modality == "image":
-            batch: Batch = {"image": self.preprocess(pixels.permute(2, 0, 1)[None].to(self.system.device))}
+            batch: Batch = {"image": self._preprocess(pixels.permute(2, 0, 1)[None].to(self.system.device))}
         else:
             frames, stride = self.spec.shape[1], int(self.config.data.stride)
             starts = view_starts(len(pixels), frames, stride, views)
             clips = torch.stack([pixels[start : start + (frames - 1) * stride + 1 : stride] for start in starts])
             clips = clips.permute(0, 4, 1, 2, 3)  # (V, C, T, H, W)
-            batch = {"clips": self.preprocess(clips.to(self.system.device))[None]}
+            batch = {"clips": self._preprocess(clips.to(self.system.device))[None]}
         return cast(Any, self.system).predict(batch)[0]
 
     @torch.inference_mode()
@@ -96,8 +96,11 @@ class Run:
         reconstruction = cast(Any, self.system).reconstruct({"image": self._images(images)})
         return self.denormalise(reconstruction)
 
+    def _preprocess(self, pixels: Tensor) -> Tensor:
+        return self.preprocess.to(pixels.device)(pixels)
+
     def _images(self, images: np.ndarray | Tensor) -> Tensor:
-        return self.preprocess(self._uint8(images, axes=4).permute(0, 3, 1, 2).to(self.system.device))
+        return self._preprocess(self._uint8(images, axes=4).permute(0, 3, 1, 2).to(self.system.device))
 
     @staticmethod
     def _uint8(sample: np.ndarray | Tensor, axes: int) -> Tensor:

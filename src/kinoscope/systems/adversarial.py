@@ -94,8 +94,10 @@ class Adversarial(System):
     def draw(self, step: int, n: int, first: int = 0) -> Tensor:
         """Latents (n, *latent_shape) of ``step``, for positions ``first`` … ``first + n − 1`` of the global batch."""
         shape, prior = self._player.latent_shape, self._player.latent_prior
-        noise = latent(self.seed, step, np.arange(first, first + n), shape, prior)
-        return torch.from_numpy(noise).to(self.device)
+        return self._here(latent(self.seed, step, np.arange(first, first + n), shape, prior))
+
+    def _here(self, noise: np.ndarray) -> Tensor:
+        return torch.from_numpy(noise).to(self.device, cast(torch.dtype, self.dtype))
 
     @property
     def _player(self) -> Generator:
@@ -117,7 +119,8 @@ class Adversarial(System):
             generator_noise = self.draw(2 * self._batches - 1, len(real), first)
             self._generator_terms = self._generator_step(optimizer[0], real, generator_noise)
         if self._generator_terms:
-            self.observe({**_named("critic", terms), **_named("generator", self._generator_terms)})
+            kept = {name: value.to(self.device) for name, value in self._generator_terms.items()}  # of a checkpoint
+            self.observe({**_named("critic", terms), **_named("generator", kept)})
 
     def _critic_step(self, optimizer: Any, real: Tensor, noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -167,7 +170,9 @@ class Adversarial(System):
             noise = self.fixed_latent[:n]
         else:
             shape, prior = self._player.latent_shape, self._player.latent_prior
-            noise = torch.from_numpy(latent(seed, 0, np.arange(n), shape, prior)).to(self.device)
+            noise = torch.from_numpy(latent(seed, 0, np.arange(n), shape, prior)).to(
+                self.device, cast(torch.dtype, self.dtype)
+            )
         network = self.ema if self.ema is not None else self.generator
         training = network.training
         network.eval()
@@ -179,8 +184,7 @@ class Adversarial(System):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         real = batch["image"]
         fake = self.generator(self.draw(VALIDATION_LATENT_STEP + batch_idx, len(real), self.global_rank * len(real)))
-        with torch.enable_grad():  # an objective may differentiate its critic (gradient penalties)
-            terms = _named("critic", self.objective.critic_loss(self._judge, real, fake))
+        terms = _named("critic", self.objective.critic_loss(self._judge, real, fake))
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach() * len(real)
         self._evaluated += len(real)

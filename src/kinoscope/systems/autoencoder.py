@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, cast
 
-import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from kinoscope.contracts import Autoencoder as AutoencoderNetwork
 from kinoscope.contracts import Batch
+from kinoscope.metrics.mean import Mean
+from kinoscope.objectives.reconstruction import squared_error
 from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled
 
 
@@ -31,7 +31,7 @@ class ReconstructionEvaluation(System):
     def __init__(self, network: nn.Module, log_every: int = 20) -> None:
         super().__init__(log_every=log_every)
         self.network = network
-        self.mean_squared_error = MeanMetric()
+        self.mean_squared_error = Mean()
 
     @property
     def codec(self) -> AutoencoderNetwork:
@@ -47,7 +47,7 @@ class ReconstructionEvaluation(System):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         reconstruction = self.reconstruct(batch)
-        self.mean_squared_error.update(squared_error(reconstruction, batch["image"]))
+        self.mean_squared_error.update(squared_error(reconstruction, batch["image"]).mean(), count=len(reconstruction))
         return {"reconstruction": reconstruction}
 
     test_step = validation_step
@@ -95,8 +95,3 @@ class Autoencoder(ReconstructionEvaluation):
         loss = self.objective(self.reconstruct(batch), batch["image"])
         self.observe({"loss": loss})
         return loss
-
-
-def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Per image, (B,): the sum over all its values."""
-    return torch.sum((reconstruction.float() - target.float()) ** 2, dim=tuple(range(1, target.ndim)))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from kinoscope.contracts import DataSpec
 from kinoscope.systems.window import Window
@@ -94,10 +94,8 @@ def scheduled(
     if scheduler is None:
         return {"optimizer": optimizer}
     made = scheduler(optimizer)
-    if getattr(made, "T_max", 1) < 1:  # torch would swing the rate up and down
-        raise ValueError(
-            f"scheduler.T_max is {getattr(made, 'T_max', None)}, must be the epochs or steps of the training"
-        )
+    if isinstance(made, CosineAnnealingLR) and made.T_max < 1:  # torch would swing the rate up and down
+        raise ValueError(f"scheduler.T_max is {made.T_max}, but must be the epochs or steps of the training")
     schedule = {"scheduler": made, "interval": interval}
     if monitor is not None:
         schedule["monitor"] = monitor

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from kinoscope.contracts import Batch
 from kinoscope.metrics.accuracy import ViewAccuracy, hits
+from kinoscope.metrics.mean import Mean
 from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled
 
 
@@ -47,7 +48,7 @@ class Classification(System):
         self.scheduler_interval: Literal["epoch", "step"] = scheduler_interval
         self.scheduler_monitor = scheduler_monitor
         self.accuracy = ViewAccuracy()
-        self.mean_loss = MeanMetric()
+        self.mean_loss = Mean()
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network.parameters())
@@ -80,7 +81,7 @@ class Classification(System):
         probs = self._probabilities(logits, batch["label"])
         self.accuracy.update(probs, batch["label"])
         loss = cross_entropy(logits.flatten(0, 1), batch["label"].repeat_interleave(views, dim=0))
-        self.mean_loss.update(loss, weight=float(len(logits) * views))
+        self.mean_loss.update(loss, count=len(logits) * views)
         return {"probs": probs.mean(dim=1), "label": batch["label"]}
 
     test_step = validation_step

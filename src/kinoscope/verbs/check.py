@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from kinoscope.runs.build import build_trainer, plain
+from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
-from kinoscope.verbs.quiet import quiet
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, bui
 from kinoscope.runs.checkpoints import logged
 from kinoscope.runs.folder import RunFolder, write_json
 from kinoscope.runs.load import Run, load_run
-from kinoscope.verbs.quiet import quiet
+from kinoscope.runs.quiet import quiet
 
 log = logging.getLogger("kinoscope")
 
@@ -42,6 +43,7 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     require_one_device(stored.trainer)
     allowed = (*TRUSTED, *config.trust)  # the stored config may come from elsewhere
     datamodule = build_datamodule(stored, allowed)
+    _warn_of_other_data(loaded, datamodule.fingerprint())
     drawing = {
         name: node
         for name, node in stored.callbacks.items()
@@ -63,7 +65,7 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
             "status": "finished",
             "signature": summary["signature"],
             "seconds": round(time.monotonic() - started, 1),
-            "steps": summary["steps"],
+            "steps": loaded.steps,
             "monitor": summary["monitor"],
             "checkpoint": loaded.checkpoint.name,
             "views": stored.data.get("test_views"),
@@ -75,6 +77,12 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
         log.info("%s = %.4g", name, value)
     log.info("written to %s", loaded.folder / "evaluation.json")
     return metrics
+
+
+def _warn_of_other_data(loaded: Run, data_hash: str) -> None:
+    trained_on = json.loads(RunFolder.open(loaded.folder).provenance_file.read_text())["data_hash"]
+    if data_hash != trained_on:
+        log.warning("these are not the data of the training (hash %.8s, then %.8s)", data_hash, trained_on)
 
 
 def with_changes(stored: DictConfig, asked: DictConfig) -> DictConfig:

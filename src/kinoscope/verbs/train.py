@@ -27,14 +27,15 @@ from kinoscope.runs.build import (
     plain,
     require_one_device,
     try_optimizers,
+    try_trainer,
 )
 from kinoscope.runs.checkpoints import AtomicCheckpointIO, resumable
 from kinoscope.runs.folder import RunFolder, require_writable, write_json, write_text
 from kinoscope.runs.interrupt import StopRequest
 from kinoscope.runs.loggers import MetricsFile, WandB
+from kinoscope.runs.quiet import quiet
 from kinoscope.runs.signature import signature
 from kinoscope.systems.base import System
-from kinoscope.verbs.quiet import quiet
 
 log = logging.getLogger("kinoscope")
 
@@ -71,22 +72,28 @@ def train(overrides: Sequence[str] = ()) -> Path:
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
-    """The verb: trains, and prints the run's folder as the last line of stdout."""
-    folder = execute(config, overrides)
-    if not config.check:
-        print(folder, flush=True)
+    """The verb: trains, and prints the run's folder as the last line of stdout, also of a run that did not finish."""
+    made: list[Path] = []
+    try:
+        execute(config, overrides, made.append)
+    finally:
+        for folder in made:
+            print(folder, flush=True)
     return 0
 
 
-def execute(config: DictConfig, overrides: Sequence[str]) -> Path:
-    """Prepares, trains and tests one run; returns its folder."""
+def execute(config: DictConfig, overrides: Sequence[str], begun: Callable[[Path], None] = lambda folder: None) -> Path:
+    """Prepares, trains and tests one run; returns its folder, and tells it to ``begun`` as soon as there is one."""
     with StopRequest() as stop:
         found = resume.find(config, overrides)
         if found.finished:
             log.info("'%s' is finished; nothing is left to do (raise trainer.max_epochs to go on)", found.finished.path)
+            begun(found.finished.path)
             return found.finished.path
         pl.seed_everything(found.config.seed, workers=False, verbose=False)
         datamodule, system, identity = _build(found.config)
+        if stop:
+            raise Interrupted(f"{stop.reason} before the run had begun; nothing was trained")
         if config.check:
             from kinoscope.verbs.check import check
 
@@ -99,14 +106,17 @@ def execute(config: DictConfig, overrides: Sequence[str]) -> Path:
             identity = folder.read_summary()["signature"]  # a prolonged run keeps its own
             resume.require_same_data(folder, datamodule.fingerprint())
             checkpoint = resumable(folder, identity)
-            found.config.threads = folder.read_config().threads
-            write_text(folder.config_file, OmegaConf.to_yaml(found.config))
+            folder.drop_unfinished_writes()
+            if found.folder is None:  # resume=auto: the config is this command's, but the thread count the run's
+                found.config.threads = folder.read_config().threads
+            write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(plain(found.config))))
             if checkpoint is None:
                 folder.begin_anew()
             log.info("resuming '%s' from %s", folder.path, checkpoint or "its beginning: it has no checkpoint yet")
         else:
             found.config.threads = found.config.threads or _threads(int(found.config.data.get("workers", 0)))
             folder = _create(found.config, datamodule, identity)
+        begun(folder.path)
         torch.set_num_threads(found.config.threads)
         with _recorded(folder, stop):
             _train(Prepared(found.config, folder, datamodule, system, identity, checkpoint), stop)
@@ -140,8 +150,10 @@ def _build(config: DictConfig) -> tuple[Any, System, str]:
     system = tried(lambda: build_system(config))
     if system is not None:
         tried(lambda: try_optimizers(system))
+        tried(lambda: try_trainer(config, system))
     if faults:
         raise Refusal("; ".join(faults))
+    assert system is not None
     datamodule.prepare_data()
     datamodule.setup("fit")
     devices = config.trainer.get("devices", 1)
@@ -230,7 +242,6 @@ def _train(run: Prepared, stop: StopRequest) -> None:
         "run_id": f"{run.signature}-{folder.path.name.rsplit('-', 1)[0].replace('_', '-')}",
         "name": config.name,
     }
-    second = build_logger(config, context)
     callbacks = build_callbacks(
         config,
         {
@@ -242,6 +253,7 @@ def _train(run: Prepared, stop: StopRequest) -> None:
             "mode": config.mode,
         },
     )
+    second = build_logger(config, context)
     loggers = [metrics, *([second] if second else [])]
     exit_code = 1
     try:
