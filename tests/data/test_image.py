@@ -100,7 +100,7 @@ def test_a_spec_or_preprocess_that_disagree_are_found_in_setup() -> None:
         KinoscopeError, match=r"promises samples of shape \(1, 28, 28\), the first one is \(1, 32, 32\)"
     ):
         ready(Digits(spec=spec, preprocess=ImagePreprocess(32)))
-    with pytest.raises(KinoscopeError, match="promises 3 classes"):
+    with pytest.raises(KinoscopeError, match="promises the classes a, b, c; the data have 0, 1, 2"):
         ready(Digits(spec=DataSpec("image", (1, 32, 32), ("a", "b", "c"), 3)))
 
 

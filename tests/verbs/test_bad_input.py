@@ -280,7 +280,7 @@ log_every: 1
 
 def test_a_file_in_place_of_the_output_folder(run: Command, here: Path) -> None:
     (here / "outputs").write_text("a file")
-    one_sentence(run("train", *QUICK), 2, "output_dir: no run folder can be made in 'outputs/autoencoder/conv_small'")
+    one_sentence(run("train", *QUICK), 2, "output_dir: nothing can be written in", "Not a directory")
     assert [path.name for path in here.iterdir()] == ["outputs"]
     assert (here / "outputs").read_text() == "a file"
 
@@ -349,7 +349,10 @@ def test_any_other_file_that_cannot_be_written(moment: str, run: Command, here: 
 
     monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr(Path, "open", open_)
-    one_sentence(run("train", *QUICK, "trainer.max_epochs=3"), 1, moment, "No space left on device")
+    outcome = run("train", *QUICK, "trainer.max_epochs=3")
+    (folder,) = (here / "outputs").glob("*/*/*")
+    assert outcome.out == f"{folder.relative_to(here)}\n", "the folder of a failed run is said too"
+    one_sentence(outcome._replace(out=""), 1, moment, "No space left on device")
 
 
 # A killed run
