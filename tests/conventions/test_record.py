@@ -27,7 +27,7 @@ def make(folder: Path, seed: int, accuracy: float, **changes: Any) -> Path:
         "output_dir": str(folder.parent),
         "data": {
             "_target_": "kinoscope.data.video.UCF101",
-            "root": "/work/ucf101",
+            "root": "/disk/ucf101",
             "split": 1,
             "seed": seed,
             "batch_size": 8,
@@ -54,11 +54,11 @@ def make(folder: Path, seed: int, accuracy: float, **changes: Any) -> Path:
     (folder / "summary.json").write_text(json.dumps(summary))
     provenance = {
         "date": "2026-01-02T03:04:05+0000",
-        "command": f"/work/src/train.py experiment=video/c3d_small data=ucf101 data.root=/work/ucf101 seed={seed}",
+        "command": f"/disk/src/train.py experiment=video/c3d_small data=ucf101 data.root=/disk/ucf101 seed={seed}",
         "working_directory": str(folder),
         "seed": seed,
         "data_hash": changes.get("data_hash", "ab"),
-        "git": {"commit": "c0ffee", "dirty": True, "diff": "/work/secret"},
+        "git": {"commit": "c0ffee", "dirty": True, "diff": "/disk/secret"},
         "versions": {"torch": "2.13.0"},
         "host": {"name": "mymachine", "platform": "Linux-6.1-x86_64", "cpu": "A CPU", "threads": 2, "gpus": []},
     }
@@ -76,7 +76,7 @@ def test_seeds_become_a_mean_with_its_spread_and_no_folder(tmp_path: Path) -> No
     assert content["commands"][2] == "python -m train experiment=video/c3d_small data=ucf101 data.root=<ucf101> seed=2"
     assert content["commits"] == ["c0ffee with changes"]
     text = json.dumps(content)
-    assert not any(word in text for word in ("/work", str(tmp_path), "mymachine", "secret"))
+    assert not any(word in text for word in ("/disk", str(tmp_path), "mymachine", "secret"))
 
 
 def test_one_run_has_no_spread(tmp_path: Path) -> None:
