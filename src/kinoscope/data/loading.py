@@ -137,6 +137,7 @@ class KeyedLoader(DataLoader):
     ) -> None:
         # iter() of any DataLoader draws a base seed; from its own generator, so that dropout's is left alone.
         super().__init__(
+            # torch asks for its own base classes, but only ever calls these protocols' methods.
             dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             collate_fn=_as_is,

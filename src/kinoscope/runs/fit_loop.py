@@ -21,9 +21,8 @@ class ExactFitLoop(_FitLoop):
     """
 
     def on_advance_end(self) -> None:
-        self._restarting = (
-            False  # or an epoch that was resumed in its middle would not step plateau schedules at its end
-        )
+        # Nothing restarts any more: an epoch resumed in its middle would else not step plateau schedules at its end.
+        self._restarting = False
         super().on_advance_end()
         for callback in self.trainer.checkpoint_callbacks:
             complete = getattr(callback, "on_epoch_complete", None)
@@ -34,7 +33,7 @@ class ExactFitLoop(_FitLoop):
     def restarting(self, restarting: bool) -> None:
         progress = cast(_ProcessedTracker, self.epoch_progress.current)
         unfinished = not progress.ready == progress.started == progress.processed
-        _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined]
+        _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined] - a property to pyright
 
 
 def repair(trainer: pl.Trainer) -> None:

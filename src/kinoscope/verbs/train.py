@@ -100,6 +100,9 @@ def execute(config: DictConfig, overrides: Sequence[str], begun: Callable[[Path]
             check(found.config, datamodule, system)
             return Path()
         folder = found.folder or resume.newest(found.config, identity)
+        if folder is not None and found.folder is None:  # resume=auto, with the run's thread count
+            found.config.threads = folder.read_config().threads
+        found.config.threads = found.config.threads or _threads(int(found.config.data.get("workers", 0)))
         checkpoint = None
         if folder is not None:
             folder.lock()
@@ -107,14 +110,11 @@ def execute(config: DictConfig, overrides: Sequence[str], begun: Callable[[Path]
             resume.require_same_data(folder, datamodule.fingerprint())
             checkpoint = resumable(folder, identity)
             folder.drop_unfinished_writes()
-            if found.folder is None:  # resume=auto: the config is this command's, but the thread count the run's
-                found.config.threads = folder.read_config().threads
             write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(plain(found.config))))
             if checkpoint is None:
                 folder.begin_anew()
             log.info("resuming '%s' from %s", folder.path, checkpoint or "its beginning: it has no checkpoint yet")
         else:
-            found.config.threads = found.config.threads or _threads(int(found.config.data.get("workers", 0)))
             folder = _create(found.config, datamodule, identity)
         begun(folder.path)
         torch.set_num_threads(found.config.threads)
@@ -156,15 +156,7 @@ def _build(config: DictConfig) -> tuple[Any, System, str]:
     assert system is not None
     datamodule.prepare_data()
     datamodule.setup("fit")
-    devices = config.trainer.get("devices", 1)
-    return datamodule, system, signature(plain(config), datamodule.fingerprint(), _count(devices))
-
-
-def _count(devices: Any) -> int:
-    """How many devices a Trainer's ``devices`` asks for; ``auto`` and -1 are told apart from counts, not resolved."""
-    if isinstance(devices, int):
-        return devices
-    return int(devices) if str(devices).isdigit() else -1 if isinstance(devices, str) else len(devices)
+    return datamodule, system, signature(plain(config), datamodule.fingerprint())
 
 
 def _create(config: DictConfig, datamodule: Any, identity: str) -> RunFolder:
