@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
+from kinoscope.launch.processes import hold_tether
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows the program's name; ``sys.argv`` by default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    hold_tether()
     try:
         return _main(arguments)
     except KinoscopeError as error:

@@ -65,6 +65,8 @@ def test_read_idx_returns_what_was_written(tmp_path: Path, zipped: bool) -> None
         (b"", "not an idx file of unsigned bytes"),
         (gzip.compress(bytes(500))[:5] + b"\xff" * 40, "cut short or damaged"),
     ],
+    # Named, since gzip writes the time of day, and pytest's workers must agree on what a test is called.
+    ids=["cut", "short", "long", "header", "floats", "page", "empty", "damaged"],
 )
 def test_a_bad_idx_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "bad.gz"

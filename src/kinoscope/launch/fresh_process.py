@@ -11,7 +11,6 @@ import contextlib
 import csv
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -30,11 +29,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from kinoscope.errors import Interrupted
+from kinoscope.launch.processes import Child
 
 ALIAS = "hydra_plugins.kinoscope_launcher"
 _STATUS = {0: "finished", 2: "refused", Interrupted.exit_code: "interrupted"}
 _PARENTS_OWN = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep", "hydra.mode")
-_GRACE = 10.0  # seconds between asking what is left of a job to end and killing it
 
 
 @dataclass
@@ -95,7 +94,7 @@ class FreshProcessLauncher(Launcher):
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.interrupted = False
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Child | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.verb = str(config.hydra.job.config_name)
@@ -136,17 +135,8 @@ class FreshProcessLauncher(Launcher):
     def _run(self, job: Job) -> None:
         started = time.monotonic()
         command = [sys.executable, "-m", "kinoscope", self.verb, *job.overrides, *self._always]
-        environment = {**os.environ, "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP") or self.folder.name}
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self._process = process
-        assert process.stdout is not None
+        environment = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP") or self.folder.name}
+        process = self._process = Child(command, environment, stdout=subprocess.PIPE)
         lines: list[str] = []
         reader = threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True)
         reader.start()
@@ -154,7 +144,7 @@ class FreshProcessLauncher(Launcher):
             job.exit_code = process.wait()
         finally:
             self._process = None
-            _end_group(process)
+            process.end()
         reader.join(timeout=5)  # a process that left the group may hold the pipe for ever
         job.seconds = time.monotonic() - started
         job.folder = lines[-1] if lines and Path(lines[-1]).is_dir() else ""
@@ -172,10 +162,10 @@ class FreshProcessLauncher(Launcher):
             if self._process is None:
                 return
             if again:
-                _signal_group(self._process.pid, signal.SIGKILL)
+                self._process.kill()
             else:
                 print("kinoscope: stopping the sweep; again to kill its job", file=sys.stderr, flush=True)
-                self._process.send_signal(signal.SIGTERM)
+                self._process.signal(signal.SIGTERM)
 
         ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         # What is ignored stays ignored: a sweep under nohup outlives its terminal.
@@ -259,18 +249,3 @@ def _read_summary(folder: str) -> dict[str, Any]:
         return json.loads((Path(folder) / "summary.json").read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """Ends whatever a job left behind: ranks, loader workers, decoders."""
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)

@@ -1,0 +1,126 @@
+"""Processes that this one starts, owns and ends: jobs of a sweep, stages of a run, ranks of a job.
+
+Each child leads a session of its own, so that Ctrl-C at the terminal reaches the owner alone, who decides, and so that
+whatever a child has started (loader workers, decoders, ranks) can be ended with it. A tether is the other direction:
+the read end of a pipe whose write end only the owner holds. It closes when the owner ends, by SIGKILL too; the child
+then asks itself to stop as if by SIGTERM, which saves a run, and is gone a while later in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+TETHER = "KINOSCOPE_TETHER"
+GRACE = 10.0  # seconds between asking a child to end and killing what is left of it
+LAST_SAVE = 60.0  # seconds that a child without an owner has for saving itself
+
+
+class Child:
+    """A command in a process group of its own, which does not outlive its owner.
+
+    Args:
+        command: program and arguments.
+        environment: what is added to this process's environment.
+        stdout: as `subprocess.Popen`'s; with ``subprocess.PIPE`` the stream is text.
+        stderr: likewise.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+    ) -> None:
+        theirs, self._ours = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **(environment or {}), TETHER: str(theirs)},
+                start_new_session=True,
+                pass_fds=(theirs,),
+            )
+        except BaseException:
+            os.close(self._ours)
+            raise
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stdout(self) -> IO[str]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> IO[str]:
+        assert self._process.stderr is not None
+        return self._process.stderr
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number if one ended it), or None while the child runs."""
+        return self._process.poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the exit code. Raises `subprocess.TimeoutExpired`."""
+        return self._process.wait(timeout)
+
+    def signal(self, number: int) -> None:
+        """To the leader alone; it decides about the rest of its group."""
+        if self.poll() is None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends the whole group at once."""
+        _kill_group(self.pid)
+
+    def end(self, grace: float = GRACE) -> int:
+        """Asks the child to end if it still runs, kills what is left of its group, and returns its exit code."""
+        self.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(grace)
+        self.kill()
+        code = self.wait()
+        with contextlib.suppress(OSError):
+            os.close(self._ours)
+        self._ours = -1
+        return code
+
+
+def hold_tether() -> None:
+    """In a child: from now on, the end of the owner is this process's SIGTERM. Does nothing in any other process."""
+    descriptor = os.environ.pop(TETHER, None)  # it is not for this process's own children
+    if descriptor is None:
+        return
+    os.set_inheritable(int(descriptor), False)
+    threading.Thread(target=_watch, args=(int(descriptor),), name="tether", daemon=True).start()
+
+
+def _watch(descriptor: int) -> None:
+    os.read(descriptor, 1)  # nothing is ever written: this returns when the owner is gone
+    print("kinoscope: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LAST_SAVE)
+    _kill_group(os.getpgrp() if os.getpgrp() == os.getpid() else 0)
+    os._exit(1)
+
+
+def _kill_group(group: int) -> None:
+    if group:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
