@@ -11,6 +11,7 @@ import contextlib
 import csv
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
