@@ -78,7 +78,8 @@ def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
     page = (ROOT / "docs" / "dependencies.md").read_text()
-    missing = [name for name in (re.split(r"[<>=;\[ ]", d)[0] for d in wanted) if f"`{name}`" not in page]
+    names = {re.split(r"[<>=;\[ ]", line)[0] for line in wanted} - {project["name"]}  # an extra may hold another
+    missing = sorted(name for name in names if f"`{name}`" not in page)
     assert not missing, f"docs/dependencies.md gives no reason for {missing}"
 
 
