@@ -94,6 +94,13 @@ def test_latent_depends_on_the_global_position_only() -> None:
     assert (draws.latent(3, 18, np.arange(8), (4, 2)) != whole).all()
 
 
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_latents_of_several_steps_are_those_of_each(prior: draws.Prior) -> None:
+    block = draws.latent(3, np.arange(2**40, 2**40 + 3), np.arange(5), (4, 2), prior)
+    for step in range(3):
+        np.testing.assert_array_equal(block[step], draws.latent(3, 2**40 + step, np.arange(5), (4, 2), prior))
+
+
 def test_the_same_in_another_process_whatever_its_hash_seed() -> None:
     code = (
         "from kinoscope.data import draws\n"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from kinoscope.data import image_files
 from kinoscope.errors import KinoscopeError, Refusal
@@ -92,6 +94,9 @@ def test_digits_are_split_and_scaled() -> None:
     assert train.max() == 255
     assert set(train_labels) == set(test_labels) == set(range(10))
     assert image_files.class_names("digits") == list("0123456789")
+    theirs: Any = load_digits()
+    assert (np.concatenate([train, test])[:, 0] == np.rint(theirs.images * (255 / 16))).all()
+    assert (np.concatenate([train_labels, test_labels]) == theirs.target).all()
 
 
 def test_idx_set_reads_both_subsets(tmp_path: Path) -> None:

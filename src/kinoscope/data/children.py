@@ -142,7 +142,7 @@ class _Child:
         if not answer:
             if expired.is_set():
                 return Outcome(number, fault=f"took more than {time_limit:g} s and was stopped")
-            return Outcome(number, fault=f"ended the process that worked on it ({_name(code)})")
+            return Outcome(number, fault=f"ended the process that worked on it ({ending(code)})")
         reply = json.loads(answer)
         if "error" in reply:
             raise KinoscopeError(reply["error"])
@@ -157,7 +157,8 @@ class _Child:
                     pipe.close()
 
 
-def _name(code: int) -> str:
+def ending(code: int) -> str:
+    """A process's exit code in words; it is negative where a signal ended it."""
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -1,36 +1,46 @@
-"""Reads chosen frames of a video file: one function, two decoders, exact frames or a clear error.
+"""Reads chosen frames of a video file: one function, three decoders, exact frames or a clear error.
 
-    decode(path, indices, size) → uint8 (T, H, W, 3), RGB
+    decode(path, indices, size, decoder) → uint8 (T, H, W, 3), RGB
 
-decord seeks, and is the default where it has a wheel; PyAV counts frames from the start, whatever the container says.
+Which frame is frame k is defined by counting: PyAV decodes from the start, whatever the container says. Every decoder
+is quicker than that, by seeking, and in some files every decoder is wrong. So ``probe``, which has to count a video's
+frames anyway, compares the two and says of each file whether its frames may be had by seeking; with
+``sequential=True`` they are counted. A decoder that meets anything unexpected gives up, and the frames are counted too.
+
 A reader is opened for each call, with one thread, and closed at once: one opened before a fork deadlocks, and one kept
-open grows. Both scale while they decode, bilinearly, and agree but for the last digits. The libraries are kept from
-printing, except for one line of decord's own about a file that it cannot open.
+open grows. All scale while they decode, bilinearly, and agree but for the last digits.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kinoscope.errors import DecodeError
+from kinoscope.data.decoders import Astray, Target, decord, pyav, torchcodec
+from kinoscope.errors import DecodeError, KinoscopeError
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
-Decoder = Literal["decord", "pyav"]
+Decoder = Literal["pyav", "decord", "torchcodec"]
 Size = int | Sequence[int]
+
+READERS: dict[str, Callable[[str | Path, Sequence[int], Target], np.ndarray]] = {
+    "pyav": pyav.read,
+    "decord": decord.read,
+    "torchcodec": torchcodec.read,
+}
+PLACES = 4  # where ``probe`` compares, besides the last frame
+# Mean difference, in grey levels, of one and the same frame at its own size. Decoders differ in the last digit, if at
+# all; PyAV must meet what it counted itself to the bit.
+SAME = {"pyav": 0.0, "decord": 1.0, "torchcodec": 1.0}
 
 log = logging.getLogger("kinoscope")
 
@@ -47,6 +57,7 @@ class VideoInfo:
         key_frame_spacing: most frames from one key frame to the next, or to the end: what a seek may have to decode.
         damaged: how many of the frames the decoder could only patch up.
         claimed: frames that the container announces, 0 where it does not.
+        random_access: whether a decoder's seeks lead to the right frames.
     """
 
     frames: int
@@ -56,23 +67,32 @@ class VideoInfo:
     key_frame_spacing: int
     damaged: int = 0
     claimed: int = 0
+    random_access: bool = False
 
 
-def decode(path: str | Path, indices: ArrayLike, size: Size | None = None, decoder: Decoder = "decord") -> np.ndarray:
+def decode(
+    path: str | Path,
+    indices: ArrayLike,
+    size: Size | None = None,
+    decoder: Decoder = "pyav",
+    sequential: bool = False,
+) -> np.ndarray:
     """The frames of a video at ``indices``, in that order.
 
     Args:
         path: the file.
         indices: frame numbers from 0, (T,); repeated and unsorted ones are welcome and cost nothing more.
         size: one number scales the short side to it, (height, width) scales to exactly that, None leaves it.
-        decoder: ``decord``, or ``pyav``. Where decord cannot be imported, PyAV takes its place and the log says so; it
-            also reads the few good files that decord refuses.
+        decoder: ``pyav``, ``decord`` or ``torchcodec``. Where decord cannot be imported, PyAV takes its place and the
+            log says so.
+        sequential: count the frames from the start, as one must where ``probe`` found that seeks mislead.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
 
     Raises:
         DecodeError: the file is missing, no video, or has no such frame.
+        KinoscopeError: torchcodec is asked for and cannot be used here.
     """
     wanted, back = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if back.ndim != 1 or not len(wanted):
@@ -81,38 +101,73 @@ def decode(path: str | Path, indices: ArrayLike, size: Size | None = None, decod
         raise DecodeError(f"{path}: frame {wanted[0]} was asked for; frames are numbered from 0.")
     _require_file(path)
     target = _target_size(path, size)
-    decord = _decord() if decoder == "decord" else None
-    frames = _by_pyav(path, wanted, target) if decord is None else _by_decord(decord, path, wanted, target)
-    if len(frames) != len(wanted) or (target is not None and frames.shape[1:3] != target):
-        raise DecodeError(
-            f"{path}: asked for {len(wanted)} frames of {target or 'their own size'}, "
-            f"the decoder returned an array of {frames.shape}; the file is damaged."
-        )
+    try:
+        if sequential:
+            raise Astray("counted, as asked")
+        frames = _checked(path, READERS[decoder](path, wanted.tolist(), target), len(wanted), target)
+    except (Astray, DecodeError) as error:
+        log.debug("%s: %s", path, error)
+        frames = _checked(path, pyav.count(path, wanted.tolist(), target), len(wanted), target)
     return frames if np.array_equal(back, np.arange(len(frames))) else frames[back]
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Decodes the whole video by PyAV and counts, since containers lie.
+def probe(path: str | Path, decoder: Decoder = "pyav", each: Callable[[VideoFrame], None] | None = None) -> VideoInfo:
+    """Decodes the whole video by PyAV and counts, since containers lie; then tries the decoder's seeks.
+
+    Args:
+        path: the file.
+        decoder: whose random access is compared with the frames counted.
+        each: is handed every frame on the way, so that whoever needs all of them decodes them once.
 
     Raises:
         DecodeError: the file is missing, no video, or nothing in it can be decoded.
+        KinoscopeError: torchcodec is asked for and cannot be used here.
     """
     _require_file(path)
     keys: list[int] = []
     frames = damaged = 0
-    with _opened(path) as (_, stream, decoded):
-        for frame in decoded:
+    with pyav.opened(path) as (container, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        claimed = stream.frames
+        if "mp4" in container.format.name and stream.duration and stream.time_base:  # an edit list may hide some
+            claimed = min(claimed, round(stream.duration * stream.time_base * rate))
+        expected = claimed or round((container.duration or 0) / 1e6 * rate)
+        witness = _Witness(expected)
+        stamps = pyav.Stamps.of(container, stream)
+        steady = True
+        counted = pyav.InOrder(container, stream)
+        for frame in counted:
             if frame.key_frame:
                 keys.append(frames)
+            steady = steady and stamps is not None and stamps.fits(frame, frames)
             damaged += frame.is_corrupt
+            witness.see(frames, frame)
+            if each is not None:
+                each(frame)
             frames += 1
-        rate = stream.average_rate or stream.guessed_rate
-        claimed = stream.frames
         width, height = stream.width, stream.height
     if not frames:
         raise DecodeError(f"{path}: not one frame can be decoded.")
+    if counted.broken:
+        log.debug("%s: decoding breaks off: %s", path, counted.broken)
+        claimed = claimed or expected
     spacing = int(np.diff([*(keys or [0]), frames]).max())
-    return VideoInfo(frames, float(rate or 0), width, height, spacing, damaged, claimed)
+    sound = not damaged and not counted.broken and frames >= claimed
+    # What is called a key frame must be one, or a seek there leads to pictures with holes. And the others come to
+    # grief where frames that are shown before a key frame are stored behind it.
+    regular = steady and len(keys) == len(counted.key_packets) if decoder == "pyav" else keys == counted.key_packets
+    seekable = sound and regular and witness.confirms(path, frames, decoder)
+    return VideoInfo(frames, rate, width, height, spacing, damaged, claimed, seekable)
+
+
+def unusable(decoder: Decoder) -> str:
+    """Why this machine cannot decode so, one sentence, or nothing."""
+    try:
+        if decoder == "torchcodec":
+            torchcodec.library()
+    except KinoscopeError as error:
+        return str(error)
+    return ""
 
 
 def fit(width: int, height: int, size: Size) -> tuple[int, int]:
@@ -127,6 +182,62 @@ def fit(width: int, height: int, size: Size) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
+class _Witness:
+    """Some frames as they were counted, to tell whether seeks lead to them.
+
+    The places are spread evenly over the frames that are expected, and the last frames are added: a
+    decoder's seeks fail for all frames behind a key frame, or at the end. Of each frame some 50 × 50 pixels are kept,
+    and neighbours are kept too: what a seek leads to must be like the right frame, and like no other more.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self.places = sorted({round((place + 0.5) * expected / PLACES) for place in range(PLACES)})
+        self.near = {place + offset for place in self.places for offset in (-1, 0, 1)}
+        self.convert = pyav.Scaler(None)
+        self.seen: dict[int, np.ndarray] = {}
+        self.newest: list[tuple[int, VideoFrame]] = []
+
+    def see(self, number: int, frame: VideoFrame) -> None:
+        self.newest = [*self.newest[-1:], (number, frame)]
+        if number in self.near:
+            self.seen[number] = _sample(self.convert(frame))
+
+    def confirms(self, path: str | Path, frames: int, decoder: Decoder) -> bool:
+        """Whether the decoder's frames are those that were counted."""
+        self.seen.update({number: _sample(self.convert(frame)) for number, frame in self.newest})
+        places = {*self.places, frames - 1} if decoder != "decord" else {*self.places}  # which never reads the last
+        wanted = sorted(place for place in places if place < frames) or [0]
+        try:
+            found = _checked(path, READERS[decoder](path, wanted, None), len(wanted), None)
+        except (Astray, DecodeError) as error:
+            log.debug("%s: %s", path, error)
+            return False
+        for number, frame in zip(wanted, found, strict=True):
+            sample = _sample(frame)
+            apart = {place: _apart(sample, seen) for place, seen in self.seen.items()}
+            if apart[number] > min(SAME[decoder], *apart.values()):
+                return False
+        return True
+
+
+def _sample(frame: np.ndarray) -> np.ndarray:
+    step = max(1, min(frame.shape[:2]) // 50)
+    return frame[::step, ::step].astype(np.int16)
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).mean()) if first.shape == second.shape else np.inf
+
+
+def _checked(path: str | Path, frames: np.ndarray, count: int, target: Target) -> np.ndarray:
+    if len(frames) != count or (target is not None and frames.shape[1:3] != target):
+        raise DecodeError(
+            f"{path}: asked for {count} frames of {target or 'their own size'}, the decoder returned an array of "
+            f"{frames.shape}; the file is damaged."
+        )
+    return frames
+
+
 def _require_file(path: str | Path) -> None:
     try:
         empty = os.stat(path).st_size == 0  # noqa: PTH116 - once for every clip
@@ -138,105 +249,9 @@ def _require_file(path: str | Path) -> None:
         raise DecodeError(f"{path}: the file is empty (0 bytes).")
 
 
-def _target_size(path: str | Path, size: Size | None) -> tuple[int, int] | None:
+def _target_size(path: str | Path, size: Size | None) -> Target:
     """(height, width) to scale to; only a short side needs a look at the file first."""
     if not isinstance(size, int):
         return None if size is None else fit(0, 0, size)
-    with _opened(path) as (_, stream, _decoded):
+    with pyav.opened(path) as (_, stream):
         return fit(stream.width, stream.height, size)
-
-
-@cache
-def _decord() -> Any | None:
-    """The decord module, told to be quiet, or None where there is no wheel for this machine."""
-    try:
-        import decord
-    except (ImportError, OSError):
-        log.warning("decord cannot be imported on this machine; PyAV decodes instead.")
-        return None
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
-
-
-def _by_decord(decord: Any, path: str | Path, wanted: np.ndarray, target: tuple[int, int] | None) -> np.ndarray:
-    height, width = target or (-1, -1)
-
-    def opened() -> Any:
-        # Without this tolerance decord fills a frame it fails to get with a copy of another one and says nothing.
-        return decord.VideoReader(str(path), width=width, height=height, num_threads=1, fault_tol=0.0001)
-
-    try:
-        reader = opened()
-        if wanted[-1] >= len(reader):
-            raise DecodeError(_no_such_frame(path, int(wanted[-1]), len(reader)))
-        try:
-            return reader.get_batch(wanted).asnumpy()
-        except decord.DECORDLimitReachedError:
-            # After a seek, decord now and then loses the last frame of a video with B-frames: a race within it. Read
-            # in order from the start it never does, and the pixels are the same.
-            reader = opened()
-            keep = set(wanted.tolist())
-            frames = ((number, reader.next()) for number in range(int(wanted[-1]) + 1))
-            return np.stack([frame.asnumpy() for number, frame in frames if number in keep])
-    except DecodeError:
-        raise
-    except Exception as error:  # decord raises half a dozen unrelated types
-        # Some it cannot read are fine, such as frames of 48 or 72 pixels' width; others PyAV refuses in plain words.
-        log.debug("%s: decord gives up, PyAV decodes instead: %s", path, error)
-        return _by_pyav(path, wanted, target)
-
-
-def _by_pyav(path: str | Path, wanted: np.ndarray, target: tuple[int, int] | None) -> np.ndarray:
-    from av.video.reformatter import VideoReformatter
-
-    height, width = target or (None, None)
-    scaler = VideoReformatter()  # one for all frames: it keeps its tables
-    frames: list[np.ndarray] = []
-    count = 0
-    with _opened(path) as (_, _stream, decoded):
-        for count, frame in enumerate(decoded, 1):
-            if count - 1 == wanted[len(frames)]:
-                scaled = scaler.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
-                frames.append(scaled.to_ndarray())
-                if len(frames) == len(wanted):
-                    break
-    if len(frames) < len(wanted):
-        raise DecodeError(_no_such_frame(path, int(wanted[len(frames)]), count))
-    if len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(f"{path}: its frames change in size; give data.resize both height and width.")
-    return np.stack(frames)
-
-
-def _no_such_frame(path: str | Path, index: int, count: int) -> str:
-    return f"{path}: frame {index} was asked for, but only {count} frames can be decoded."
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream, Iterator[VideoFrame]]]:
-    """A video opened by PyAV with one thread: the container, its first video stream, and its frames in order."""
-    import av
-
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, ValueError, OSError) as error:
-        raise DecodeError(f"{path}: is not a video, or is cut off before its index ({_reason(error)}).") from None
-    with container:
-        if not container.streams.video:
-            raise DecodeError(f"{path}: holds no video stream.")
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        yield container, stream, _frames(container, stream)
-
-
-def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Frames up to the end or to where decoding breaks off: what is decodable is what a caller can count."""
-    import av
-
-    try:
-        yield from container.decode(stream)
-    except av.FFmpegError as error:
-        log.debug("%s: decoding breaks off: %s", container.name, _reason(error))
-
-
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error)

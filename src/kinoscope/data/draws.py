@@ -71,7 +71,7 @@ def permutation(seed: int, epoch: int, n: int, stream: str = "shuffle") -> NDArr
 
 
 def latent(
-    seed: int, step: int, positions: ArrayLike, shape: tuple[int, ...], prior: Prior = "normal"
+    seed: int, step: ArrayLike, positions: ArrayLike, shape: tuple[int, ...], prior: Prior = "normal"
 ) -> NDArray[np.float32]:
     """Noise for a generator, keyed by the step and each sample's position in the *global* batch.
 
@@ -79,22 +79,22 @@ def latent(
 
     Args:
         seed: the run's seed.
-        step: the training iteration.
+        step: the training iteration, or an array of them.
         positions: (B,) positions in the global batch.
         shape: one sample's latent shape.
         prior: ``uniform`` on [−1, 1), or ``normal`` (mean 0, variance 1; Box and Muller 1958).
 
     Returns:
-        (B, *shape) float32.
+        (*step.shape, B, *shape) float32.
     """
-    rows = np.asarray(positions).reshape(-1, 1)
-    size = int(np.prod(shape))
-    u = _unit(_bits(seed, f"latent/{prior}", step, rows, np.arange(size)))
+    steps, rows = np.asarray(step)[..., None, None], np.asarray(positions).reshape(-1, 1)
+    columns = np.arange(int(np.prod(shape)))
+    u = _unit(_bits(seed, f"latent/{prior}", steps, rows, columns))
     if prior == "uniform":
         noise = 2.0 * u - 1.0
     elif prior == "normal":
-        angle = _unit(_bits(seed, "latent/angle", step, rows, np.arange(size)))
+        angle = _unit(_bits(seed, "latent/angle", steps, rows, columns))
         noise = np.sqrt(-2.0 * np.log1p(-u)) * np.cos(2.0 * np.pi * angle)  # 1 − u is in (0, 1], so the log is finite
     else:
         raise ValueError(f"prior must be 'uniform' or 'normal', got {prior!r}")
-    return noise.astype(np.float32).reshape(rows.shape[0], *shape)
+    return noise.astype(np.float32).reshape(*np.shape(step), len(rows), *shape)

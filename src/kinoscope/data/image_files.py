@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import logging
 import os
 import struct
@@ -16,8 +17,9 @@ import urllib.request
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,13 +273,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _digits(subset: str) -> Images:
-    from sklearn.datasets import load_digits  # imported late: it costs a second
-
-    data: Any = load_digits()
     rows = slice(-DIGITS_TEST, None) if subset == "test" else slice(None, -DIGITS_TEST)
+    table = _digits_table()[rows]
     # 0 … 16 strokes per cell become 0 … 255
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[rows, None]
-    return images, data.target[rows].astype(np.int64)
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    return images, table[:, -1].astype(np.int64)
+
+
+@cache
+def _digits_table() -> NDArray[np.uint8]:
+    """scikit-learn's file of digits, a row of 64 pixels and a label each; its import would take longer than reading."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "a dependency of ours"
+    folder = Path(package.submodule_search_locations[0])
+    return np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.uint8)
 
 
 def _cifar_batches(folder: Path) -> list[str]:

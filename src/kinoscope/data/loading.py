@@ -1,106 +1,43 @@
 """Loaders that resume in mid-epoch with no worker state, because every batch is a function of (seed, epoch, number).
 
 A sampler yields lists of keys (epoch, index); a data set turns such a list into a finished batch in one call. The key
-says everything that a sample's draws depend on, so a batch is the same with any number of workers.
+says everything that a sample's draws depend on, so a batch is the same with any number of workers. It is also the same
+from workers that had to be started anew, because a sample ended one of them (`watchdog`).
 """
 
 from __future__ import annotations
 
 import atexit
+import multiprocessing.connection
+import os
 import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from kinoscope.contracts import DataSpec
-from kinoscope.data import draws
+from kinoscope.data import draws, watchdog
+from kinoscope.data.children import ending
+from kinoscope.data.keys import Key, KeyedBatchSampler
+from kinoscope.data.watchdog import Watchdog
 from kinoscope.errors import KinoscopeError
+from kinoscope.launch.processes import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch
 
-Key = tuple[int, int]  # (epoch, index)
 Subset = Literal["train", "validation", "test"]
 Position = dict[str, int]  # {"epoch", "batch"}: the next batch to train on
-
-
-class KeyedBatchSampler:
-    """Batches of keys (epoch, index).
-
-    With several ranks, a *global* batch is ``world_size`` × ``batch_size`` neighbours of one order that all ranks
-    share; rank r takes every ``world_size``-th of them from r on. Every rank has the same number of batches, and no
-    sample is repeated: a last batch with fewer samples than ranks joins the one before it.
-
-    Args:
-        n: samples in the data set.
-        batch_size: samples per rank and batch.
-        seed: of the order.
-        shuffle: a new order each epoch, keyed by (seed, epoch); otherwise 0 … n−1.
-        drop_last: leave out the last batch of an epoch where it is not full.
-        rank: this process.
-        world_size: number of processes.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if n < 0 or batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"no batches of {batch_size} from {n} samples for rank {rank} of {world_size}")
-        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.start = 0, 0
-        stride = batch_size * world_size
-        rest = n % stride
-        self.bounds = [*range(0, n - rest + 1, stride)]  # of the global batches
-        if drop_last or rest == 0:
-            pass
-        elif rest >= world_size or len(self.bounds) == 1:
-            self.bounds.append(n)
-        else:
-            self.bounds[-1] = n
-
-    @property
-    def sampler(self) -> KeyedBatchSampler:
-        """Lightning looks for ``set_epoch`` at ``loader.batch_sampler.sampler``."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next ``iter``; one that has begun is not disturbed."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def start_at(self, epoch: int, batch: int) -> None:
-        """The next ``iter`` starts at this batch of this epoch; later ones at the beginning again."""
-        self.epoch, self.start = epoch, batch
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1  # a whole epoch's, also while resuming: Lightning counts on it
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        # Not a generator itself: epoch and start must be those of the call, not of the first ``next``.
-        return self._batches(self.epoch, self.start)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[list[Key]]:
-        # Only now, since a DataLoader with workers calls iter() twice and takes from the second.
-        if (self.epoch, self.start) == (epoch, start):
-            self.start = 0
-        order = draws.permutation(self.seed, epoch, self.n) if self.shuffle else np.arange(self.n)
-        for low, high in zip(self.bounds[start:-1], self.bounds[start + 1 :], strict=True):
-            yield [(epoch, index) for index in order[low + self.rank : high : self.world_size].tolist()]
 
 
 class BatchSource(Protocol):
@@ -111,16 +48,28 @@ class BatchSource(Protocol):
     def __getitems__(self, keys: list[Key]) -> dict[str, Any]: ...
 
 
+class WatchedSource(BatchSource, Protocol):
+    """A source whose samples may break a worker: files that have to be decoded."""
+
+    watchdog: Watchdog
+
+    def path(self, index: int) -> Any: ...
+
+
 class KeyedLoader(DataLoader):
     """A DataLoader whose position is two numbers, and which draws nothing from the global generator.
 
     Lightning saves and restores its ``state_dict`` with every checkpoint. The position is asked of whoever trains: the
     loader itself only knows what was prefetched.
 
+    A worker that dies at a sample, by the time limit of the source's ``watchdog`` or by a crash, costs that sample:
+    it is lost for this loader, and new workers go on with the batch that was due.
+
     Args:
-        dataset: gives a finished batch for a list of keys.
+        dataset: gives a finished batch for a list of keys; may be a `WatchedSource`.
         batch_sampler: which keys.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; 0 reads in the training process, or in one process where there is a time
+            limit, since only a process can be ended.
         position: where training stands; a loader without one cannot be saved.
         pin_memory: for a faster copy to a CUDA device.
     """
@@ -135,23 +84,93 @@ class KeyedLoader(DataLoader):
         position: Callable[[], Position] | None = None,
         pin_memory: bool = False,
     ) -> None:
+        # Forked workers start in milliseconds and share the parent's arrays and memory maps; decoders are opened
+        # inside the worker only, and no worker touches CUDA. Where fork is unsafe (macOS), the default is kept.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        self.watchdog: Watchdog | None = getattr(dataset, "watchdog", None)
+        timed = self.watchdog is not None and self.watchdog.limit is not None
+        processes = workers or int(timed)
+        self.reading = context.RawArray("q", [watchdog.NOTHING] * processes)  # the sample that each worker is at
         # iter() of any DataLoader draws a base seed; from its own generator, so that dropout's is left alone.
         super().__init__(
             # torch asks for its own base classes, but only ever calls these protocols' methods.
             dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             collate_fn=_as_is,
-            num_workers=workers,
+            num_workers=processes,
+            prefetch_factor=(2 if workers else 1) if processes else None,
             pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            worker_init_fn=_start_worker if workers else None,
+            persistent_workers=processes > 0,
+            worker_init_fn=partial(_start_worker, self.reading) if processes else None,
             generator=torch.Generator().manual_seed(batch_sampler.seed % 2**63),
-            # Forked workers start in milliseconds and share the parent's arrays and memory maps; decoders are opened
-            # inside the worker only, and no worker touches CUDA. Where fork is unsafe (macOS), the default is kept.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            multiprocessing_context=context if processes else None,
         )
         self.position = position
         _OPEN.add(self)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.num_workers:
+            return super().__iter__()
+        epoch, start = self.batch_sampler.epoch, self.batch_sampler.start  # of this call, as in the sampler
+        return self._unbroken(self._begin(epoch, start), epoch, start)
+
+    def _unbroken(self, iterator: Iterator[Any], epoch: int, number: int) -> Iterator[Any]:
+        """Batches from ``number`` on, whatever becomes of workers."""
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._bury(error)
+                later = self.batch_sampler.epoch, self.batch_sampler.start
+                iterator = self._begin(epoch, number)
+                self.batch_sampler.start_at(*later)
+            else:
+                number += 1
+                yield batch
+
+    def _begin(self, epoch: int, batch: int) -> Iterator[Any]:
+        """Workers, new ones or those of the last epoch, that read from this batch on."""
+        while True:
+            self.batch_sampler.start_at(epoch, batch)
+            try:
+                iterator: Any = super().__iter__()
+            except Exception as error:
+                self._bury(error)
+                continue
+            if iterator._worker_pids_set:
+                # When a worker dies, torch raises from a signal handler, wherever the training process is. A dead
+                # worker is noticed in good time when its batch is due.
+                signal_handling._remove_worker_pids(id(iterator))
+                iterator._worker_pids_set = False
+            return iterator
+
+    def _bury(self, error: Exception) -> None:
+        """Where workers have died, notes the samples they were at and ends the others; else raises the error."""
+        workers = getattr(self._iterator, "_workers", [])
+        if workers and not isinstance(error, KinoscopeError):  # a pipe that broke: its holder may be about to die
+            ending_now = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5.0)
+            for worker in workers:
+                worker.join(5.0 if worker.sentinel in ending_now else 0.0)
+        dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+        if not dead:
+            raise error
+        for number in dead:
+            index, code = self.reading[number], workers[number].exitcode
+            if self.watchdog is None or index == watchdog.NOTHING or code == -signal.SIGKILL:
+                raise KinoscopeError(
+                    f"a process that reads the data came to its end ({ending(code)}); where memory was short, take "
+                    "fewer data.workers or a smaller data.batch_size"
+                ) from error
+            if code == -signal.SIGALRM:
+                fault = f"took more than data.time_limit={self.watchdog.limit:g} s and was stopped"
+            else:
+                fault = f"ended the process that worked on it ({ending(code)})"
+            path = cast(WatchedSource, self.dataset).path(index)
+            self.watchdog.lost[index] = f"{path}: decoding it {fault}."
+        self.close()
+        self.reading[:] = [watchdog.NOTHING] * len(self.reading)
 
     def close(self) -> None:
         """Ends the workers, those that hang in a decoder too."""
@@ -183,11 +202,12 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM reach the whole process group; the parent alone decides what they mean, finishes
+def _start_worker(reading: Any, worker: int) -> None:
+    # Ctrl-C and a cluster's signals reach the whole process group; the parent alone decides what they mean, finishes
     # its step, saves, and closes its workers. (torch has set the worker's thread count to one.)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    watchdog.start(reading, worker)
 
 
 def position_of(trainer: pl.Trainer) -> Position:
@@ -218,6 +238,7 @@ class KeyedDataModule(pl.LightningDataModule):
         spec: what the data are.
         preprocess: from uint8 to the network's input.
         subsets: what ``setup`` has read.
+        skipped: samples left out while working, since their files are bad; a checkpoint keeps the number.
     """
 
     spec: DataSpec
@@ -236,10 +257,32 @@ class KeyedDataModule(pl.LightningDataModule):
             raise ValueError("; ".join(found))
         self.batch_size, self.workers, self.validation, self.seed = batch_size, workers, validation, seed
         self.subsets: dict[Subset, BatchSource] = {}
+        self.skipped = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        trainer = self.trainer
+        # The number is rank 0's; and a test of the best checkpoint is no return to its time.
+        if trainer is None or (trainer.state.fn == TrainerFn.FITTING and trainer.global_rank == 0):
+            self.skipped = state_dict["skipped"]
+
+    def left_out(self) -> dict[str, int]:
+        """What bad files have cost this process so far, for the run's summary; a modality may add to it."""
+        return {"samples": self.skipped}
 
     def fingerprint(self) -> str:
         """Identity of the data, whatever folder they lie in: hex digits."""
         raise NotImplementedError
+
+    def cures(self) -> list[str]:
+        """What helps where training waits for these data, the best first; a modality adds its own."""
+        ranks = self.trainer.world_size if self.trainer is not None else 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = max(1, cores // ranks)
+        more = [f"data.workers={workers} (now {self.workers})"] if workers > self.workers else []
+        return [*more, f"a larger data.batch_size (now {self.batch_size})"]
 
     def counts(self) -> dict[str, int]:
         """Samples per subset, after ``setup``."""
@@ -248,6 +291,14 @@ class KeyedDataModule(pl.LightningDataModule):
     def preprocessed(self, batch: Batch) -> Batch:
         """The batch with float samples and without ``draws``; runs on the device."""
         raise NotImplementedError
+
+    def first_batch(self, subset: Subset) -> dict[str, Any]:
+        """The batch of the subset's first sample alone, as a loader gives it."""
+        loader = KeyedLoader(self.subsets[subset], KeyedBatchSampler(1, 1))
+        try:
+            return next(iter(loader))
+        finally:
+            loader.close()
 
     def train_dataloader(self) -> KeyedLoader:
         trainer = self.trainer
@@ -277,6 +328,8 @@ class KeyedDataModule(pl.LightningDataModule):
                     "themselves"
                 )
         source = self.subsets[subset]
+        if 0 < len(source) < world_size:
+            raise KinoscopeError(f"{world_size} devices cannot share {len(source)} {subset} samples; use fewer devices")
         size = self.samples_per_batch(subset)
         sampler = KeyedBatchSampler(
             len(source), size, self.seed, shuffle, drop_last=shuffle and len(source) >= size * world_size,

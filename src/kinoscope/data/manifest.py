@@ -7,6 +7,7 @@ One row per video, in the order of the entries:
     fps, width, height            of the video
     key_frame_spacing             most frames a seek may have to decode
     damaged                       how many of the frames the decoder could only patch up
+    random_access                 whether the decoder's seeks lead to the right frames; else they are counted
     bytes, modified, sha          of the file: size, time in ns, SHA-256
     error                         why the file cannot be used, or empty
 
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("key_frame_spacing", pa.int32()),
         ("damaged", pa.int32()),
+        ("random_access", pa.bool_()),
         ("bytes", pa.int64()),
         ("modified", pa.int64()),
         ("sha", pa.string()),
@@ -65,6 +67,7 @@ _UNMEASURED: dict[str, Any] = {
     "height": 0,
     "key_frame_spacing": 0,
     "damaged": 0,
+    "random_access": False,
     "sha": "",
     "error": "",
 }
@@ -133,7 +136,7 @@ def build(
     root: str | Path,
     entries: Sequence[VideoEntry],
     destination: str | Path,
-    decoder: Decoder = "decord",
+    decoder: Decoder = "pyav",
     progress: bool = True,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
@@ -148,8 +151,7 @@ def build(
         root: folder that the entries' paths are relative to; it is only read.
         entries: the videos, one row each.
         destination: the manifest's file; written under another name and renamed.
-        decoder: must be able to read the first and last frame of a good file; files that are beyond doubt, as freshly
-            generated ones, are indexed faster with ``pyav``, which counts the frames anyway.
+        decoder: whose random access is tried on every good file.
         progress: shows a bar on stderr while files are measured.
         workers: child processes, by default one per core.
         time_limit: seconds for one file.
@@ -179,7 +181,7 @@ def measure(path: str, decoder: Decoder) -> dict[str, Any]:
     """One video's measured columns; runs in a child process."""
     measured = dict(_UNMEASURED)
     try:
-        info = decode.probe(path)
+        info = decode.probe(path, decoder)
         measured.update({name: value for name, value in asdict(info).items() if name in measured})
         with Path(path).open("rb") as file:
             measured["sha"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -189,8 +191,6 @@ def measure(path: str, decoder: Decoder) -> dict[str, Any]:
             )
         if info.damaged > TOLERANCE * info.frames:
             raise DecodeError(f"{path}: is damaged; {info.damaged} of its {info.frames} frames do not decode cleanly.")
-        if decoder != "pyav":  # which has just read all of it
-            decode.decode(path, [0, info.frames - 1], None, decoder)
     except DecodeError as error:
         measured["error"] = str(error)
     except OSError as error:

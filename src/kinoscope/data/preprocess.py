@@ -3,8 +3,7 @@
 Shape legend: B batch, C channels, T frames, H height, W width, S size of the crop, n crops.
 
 A ``Preprocess`` is saved with the run, because a trained network needs it: it says size, crop rule, mean and scale.
-Augmentation is asked for from outside, with keyed ``draws`` in [0, 1); without draws the result is the centre crop,
-which is also what ``predict`` uses. One sample's frames share one crop and one flip.
+It has no part in augmentation (transforms.py) but for the mirroring of images: clips get the centre crop or test crops.
 """
 
 from __future__ import annotations
@@ -45,9 +44,11 @@ class Preprocess(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """(…, C, [T,] H, W) pixels 0 … 255, uint8 or float → float32."""
-        if x.dtype != torch.uint8:
-            return (x - 255 * self.mean) / (255 * self.std)
-        return x.float().sub_(255 * self.mean).mul_(1 / (255 * self.std))  # in place: one pass over memory fewer
+        return self.normalise_(x.to(torch.float32, copy=True))
+
+    def normalise_(self, x: Tensor) -> Tensor:
+        """Likewise of float32, in its own memory: fresh memory costs more than the arithmetic."""
+        return x.sub_(255 * self.mean).mul_(1 / (255 * self.std))
 
     def denormalise(self, x: Tensor) -> Tensor:
         """The way back, for pictures: (…, C, [T,] H, W) → float in [0, 1], clipped."""
@@ -131,28 +132,9 @@ class VideoPreprocess(Preprocess):
         if self.resize is not None and size > min(self.resize if isinstance(self.resize, tuple) else (self.resize,)):
             raise ValueError(f"a crop of size={size} does not fit into frames of resize={resize}")
 
-    def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
-        """One crop of every clip.
-
-        Args:
-            x: (B, C, T, H, W) uint8 at any resolution.
-            draws: (B, 2) places the crop (row, column); (B, 3) also mirrors the clip where the third is below ½.
-                Without draws the crop is the centre's.
-
-        Returns:
-            (B, C, T, S, S) float.
-        """
-        x = self.fit(x)
-        if draws is None:
-            return self.normalise(self._crop_at(x, 0.5, 0.5))
-        rooms = x.shape[-2] - self.size + 1, x.shape[-1] - self.size + 1
-        # A float32 draw can round up to 1.0, hence the clamp.
-        row, column = ((draws[:, i] * room).long().clamp_(max=room - 1) for i, room in enumerate(rooms))
-        windows = x.unfold(3, self.size, 1).unfold(4, self.size, 1)  # (B, C, T, H−S+1, W−S+1, S, S), no copy
-        x = windows[torch.arange(len(x), device=x.device), :, :, row, column]  # (B, C, T, S, S)
-        if draws.shape[1] > 2:
-            x = mirror(x, draws[:, 2] < 0.5)
-        return self.normalise(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """The centre of every clip: (B, C, T, H, W) uint8 at any resolution → (B, C, T, S, S) float."""
+        return self.normalise(self._crop_at(self.fit(x), 0.5, 0.5))
 
     def crops(self, x: Tensor, n: Crops = 1) -> Tensor:
         """Test crops of every clip.
@@ -212,4 +194,9 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def mirror(x: Tensor, where: Tensor) -> Tensor:
     """Mirrors the samples (B, …, W) left to right for which ``where`` (B,) is true."""
-    return torch.where(where.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+    where = where.view(-1, *[1] * (x.ndim - 1))
+    if x.dtype != torch.uint8:
+        return torch.where(where, x.flip(-1), x)
+    # On a CPU torch.where takes bytes one by one, bitwise operators 32 at a time: x ^ ((x ^ flipped) & mask).
+    mask = where.to(torch.uint8) * 255
+    return x.flip(-1).bitwise_xor_(x).bitwise_and_(mask).bitwise_xor_(x)

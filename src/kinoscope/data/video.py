@@ -13,136 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kinoscope.contracts import DataSpec
-from kinoscope.data import clips, draws, motion, ucf101
-from kinoscope.data.decode import Decoder, decode
-from kinoscope.data.loading import Key, KeyedDataModule, Subset, keyed_draws
+from kinoscope.data import clips, decode, motion, ucf101
+from kinoscope.data.clip_dataset import OnError, VideoDataset
+from kinoscope.data.decode import Decoder
+from kinoscope.data.loading import KeyedDataModule, Subset
 from kinoscope.data.manifest import Manifest, build
 from kinoscope.data.motion import MotionParameters
-from kinoscope.data.preprocess import Crops, VideoPreprocess, frame_size, target_size
-from kinoscope.errors import DecodeError, KinoscopeError
+from kinoscope.data.preprocess import Crops, VideoPreprocess, frame_size
+from kinoscope.data.transforms import Augmentation, Transform
+from kinoscope.errors import KinoscopeError
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch
 
 log = logging.getLogger("kinoscope")
 
-OnError = Literal["raise", "skip"]
 VALIDATION_VIEWS = 1  # the middle clip: validation is run often, and the views of a video agree more than its clips
-
-
-class VideoDataset:
-    """Clips of the videos in some rows of a manifest. A batch is one call; each of its videos is opened once.
-
-    A file that cannot be decoded does not raise here, where it would arrive as the traceback of a worker: the batch
-    then carries ``fault``, or the sample is left out and named in ``skipped``.
-
-    Args:
-        root: folder that the manifest's paths are relative to.
-        manifest: the videos.
-        rows: the manifest's rows that this subset uses.
-        frames: T, frames per clip.
-        stride: video frames from one clip frame to the next.
-        resize: of the decoded frames, see ``decode``.
-        decoder: decord or pyav.
-        on_error: whether one bad file spoils a batch or is left out.
-        seed: of all draws.
-        clips_per_video: k, training clips from one opening of a file.
-        flip: also draw for mirroring.
-        views: V evenly spread clips per video, as ``clips``; None: k random ones, as ``video`` with ``draws``.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        manifest: Manifest,
-        rows: NDArray[np.int64],
-        frames: int,
-        stride: int,
-        resize: int | tuple[int, int] | None,
-        decoder: Decoder,
-        on_error: OnError = "raise",
-        seed: int = 0,
-        clips_per_video: int = 1,
-        flip: bool = False,
-        views: int | None = None,
-    ) -> None:
-        self.root, self.manifest, self.rows = root, manifest, rows
-        self.frames, self.stride, self.resize = frames, stride, resize
-        self.decoder: Decoder = decoder
-        self.on_error, self.seed, self.clips_per_video = on_error, seed, clips_per_video
-        self.flip, self.views = flip, views
-        self.lengths = manifest.column("frames")[rows].astype(np.int64)
-        self.labels = manifest.column("label")[rows].astype(np.int64)
-        self.sides = np.stack([manifest.column(name)[rows] for name in ("height", "width")], axis=1)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def path(self, index: int) -> Path:
-        """The file of sample ``index``."""
-        return self.root / self.manifest.path(self.rows[index])
-
-    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-        clip_starts = self.starts(keys)  # (B, k or V)
-        kept: list[int] = []
-        samples: list[Tensor] = []
-        faults: list[str] = []
-        for row, (_, index) in enumerate(keys):
-            try:
-                samples.append(self.read(index, clip_starts[row]))
-                kept.append(row)
-            except DecodeError as error:
-                faults.append(str(error))
-        if faults and (self.on_error == "raise" or not samples):
-            return {"fault": faults[0]}
-        sizes = {tuple(sample.shape[-2:]) for sample in samples}
-        if len(sizes) > 1:
-            found = " and ".join(f"{height}×{width}" for height, width in sorted(sizes)[:2])
-            return {"fault": f"these videos differ in shape ({found} after resizing): set data.resize=[height,width]"}
-
-        keys = [keys[row] for row in kept]
-        index = torch.tensor([index for _, index in keys])
-        batch: dict[str, Any] = {"label": torch.from_numpy(self.labels[index.numpy()]), "index": index}
-        if self.views is not None:
-            batch["clips"] = torch.stack(samples)  # (B, V, C, T, H, W)
-        else:
-            batch["video"] = torch.cat(samples)  # (B·k, C, T, H, W)
-            batch["draws"] = self.draws(keys)
-            for name in ("label", "index"):
-                batch[name] = batch[name].repeat_interleave(self.clips_per_video)
-        if faults:
-            batch["skipped"] = faults
-        return batch
-
-    def starts(self, keys: list[Key]) -> NDArray[np.int64]:
-        """First frames of the clips, (B, k) at random or (B, V) evenly spread."""
-        epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-        lengths = self.lengths[indices]
-        if self.views is not None:
-            return np.stack([clips.view_starts(int(n), self.frames, self.stride, self.views) for n in lengths])
-        columns = [draws.uniform(self.seed, epochs, indices, f"start/{clip}") for clip in range(self.clips_per_video)]
-        return clips.random_starts(np.stack(columns, axis=1), lengths[:, None], self.frames, self.stride)
-
-    def read(self, index: int, clip_starts: NDArray[np.int64]) -> Tensor:
-        """The clips of one video that begin at ``clip_starts`` (k,), from one opening: (k, C, T, H, W) uint8."""
-        wanted = clips.indices(clip_starts, self.frames, self.stride)  # (k, T)
-        # A short side would have to be turned into height and width by opening the file once more.
-        height, width = self.sides[index].tolist()
-        size = None if self.resize is None else target_size(height, width, self.resize)
-        frames = decode(self.path(index), wanted.ravel(), size, self.decoder)  # (k·T, H, W, C)
-        split = frames.reshape(*wanted.shape, *frames.shape[1:])
-        return torch.from_numpy(np.ascontiguousarray(split.transpose(0, 4, 1, 2, 3)))
-
-    def draws(self, keys: list[Key]) -> Tensor:
-        """Where to crop and whether to mirror, (B·k, 2 or 3): every clip of a video for itself."""
-        names = ["crop_row", "crop_column", "flip"][: 3 if self.flip else 2]
-        streams = [f"{name}/{clip}" for clip in range(self.clips_per_video) for name in names]
-        return keyed_draws(self.seed, keys, streams).view(-1, len(names))
 
 
 class UCF101(KeyedDataModule):
@@ -168,11 +57,14 @@ class UCF101(KeyedDataModule):
         clips_per_video: training clips from one opening of a file; batch_size must be a multiple of it.
         test_views: clips per test video, evenly spread from its first frame to its last.
         test_crops: crops per test clip: 1, 3, 5 or 10.
-        decoder: decord or pyav.
+        decoder: pyav, decord or torchcodec.
         on_error: a bad or too short file is an error, or skipped, counted and reported.
+        time_limit: seconds after which a sample that is still being decoded counts as bad; null: none.
         seed: of order, clips and crops.
         spec: what the config promised the network; default: what the data are.
         preprocess: crop rule, mean and scale.
+        augment: what training clips go through on the device, from kinoscope.data.transforms; a crop among them
+            replaces the random window.
     """
 
     preprocess: VideoPreprocess
@@ -195,11 +87,13 @@ class UCF101(KeyedDataModule):
         clips_per_video: int = 1,
         test_views: int = 10,
         test_crops: Crops = 1,
-        decoder: Decoder = "decord",
+        decoder: Decoder = "pyav",
         on_error: OnError = "raise",
+        time_limit: float | None = 60.0,
         seed: int = 0,
         spec: DataSpec | None = None,
         preprocess: VideoPreprocess | None = None,
+        augment: Sequence[Transform] = (),
     ) -> None:
         counts = {"frames": frames, "stride": stride, "size": size, "clips_per_video": clips_per_video}
         counts |= {"test_views": test_views}
@@ -208,10 +102,15 @@ class UCF101(KeyedDataModule):
             faults.append(f"data.split is 1, 2 or 3, got {split}")
         if on_error not in ("raise", "skip"):
             faults.append(f"data.on_error is raise or skip, got {on_error}")
+        if time_limit is not None and time_limit <= 0:
+            faults.append(f"data.time_limit is in seconds, above 0, or null, got {time_limit}")
+        if unusable := decode.unusable(decoder):
+            faults.append(unusable)
         if test_crops not in (1, 3, 5, 10):
             faults.append(f"data.test_crops is 1, 3, 5 or 10, got {test_crops}")
         if test_crops == 10 and not flip:
             faults.append("data.test_crops=10 mirrors the clips, which data.flip=false forbids; take 5")
+        faults += Augmentation.faults(augment)
         if clips_per_video > 0 and batch_size % clips_per_video:
             faults.append(
                 f"data.batch_size={batch_size} counts clips, so it must be a multiple of clips_per_video="
@@ -220,15 +119,17 @@ class UCF101(KeyedDataModule):
         super().__init__(batch_size, workers, validation, seed, faults)
         self.root, self.split, self.data_dir = Path(root), split, Path(data_dir)
         self.classes = None if classes is None else [str(name) for name in classes]
-        self.frames, self.stride, self.resize, self.flip = frames, stride, frame_size(resize), flip
+        self.frames, self.stride, self.resize = frames, stride, frame_size(resize)
         self.clips_per_video, self.test_views = clips_per_video, test_views
         self.test_crops: Crops = test_crops
         self.decoder: Decoder = decoder
         self.on_error: OnError = on_error
+        self.time_limit = time_limit
         self.preprocess = preprocess or VideoPreprocess(size, self.resize)
+        self.augment = Augmentation(augment, flip)
         names = self.class_names() if spec is None else spec.classes
         self.spec = spec or DataSpec("video", (3, frames, size, size), tuple(names), len(names))
-        self.skipped = 0  # samples left out while working
+        self.unusable = 0  # videos that give no clip, known since ``setup``
 
     def class_names(self) -> list[str]:
         return ucf101.class_names(self.root, self.classes)
@@ -246,11 +147,7 @@ class UCF101(KeyedDataModule):
         names = self.class_names()
         counts = ", ".join(f"{count:,} {subset}" for subset, count in ucf101.counts(entries).items())
         log.info("%s: split %d, %d classes (%s), videos: %s", self.name, self.split, len(names), _few(names), counts)
-        build(self.root, entries, self.manifest_file, self.index_decoder())
-
-    def index_decoder(self) -> Decoder:
-        """The decoder that must be able to read every video before training begins."""
-        return self.decoder
+        build(self.root, entries, self.manifest_file, self.decoder)
 
     def setup(self, stage: str | None = None) -> None:
         if self.subsets:
@@ -263,11 +160,11 @@ class UCF101(KeyedDataModule):
             views = {"train": None, "validation": VALIDATION_VIEWS, "test": self.test_views}[subset]
             self.subsets[subset] = VideoDataset(
                 self.root, manifest, rows[good[rows]], self.frames, self.stride, self.resize, self.decoder,
-                self.on_error, self.seed, self.clips_per_video, self.flip, views,
+                self.on_error, self.seed, self.clips_per_video, self.augment.streams, views, self.time_limit,
             )  # fmt: skip
         if not len(self.subsets["train"]):
             raise KinoscopeError(f"{self.root}: not one training video of split {self.split} can be used")
-        first = self._checked(self.subsets["train"].__getitems__([(0, 0)]))["video"]
+        first = self._checked(self.first_batch("train"))["video"]
         self.check_spec(tuple(self.preprocess(first).shape[1:]), self.class_names())
 
     def _usable(self, manifest: Manifest) -> NDArray[np.bool_]:
@@ -284,6 +181,7 @@ class UCF101(KeyedDataModule):
         if reasons and self.on_error == "raise":
             more = f" So are {len(reasons) - 1} more." if len(reasons) > 1 else ""
             raise KinoscopeError(f"{reasons[0]}{more} data.on_error=skip leaves such files out.")
+        self.unusable = len(reasons)
         for reason in reasons:
             log.warning("skipped: %s", reason)
         if reasons:
@@ -309,11 +207,13 @@ class UCF101(KeyedDataModule):
         self.skipped += len(skipped)
         return batch
 
+    def left_out(self) -> dict[str, int]:
+        return {"videos": self.unusable, **super().left_out()}
+
     def preprocessed(self, batch: Batch) -> Batch:
         batch = dict(batch)
         if "video" in batch:
-            batch["video"] = self.preprocess(batch["video"], batch.pop("draws", None))
-            return batch
+            return self.augment(batch, self.preprocess)
         views = batch["clips"]  # (B, V, C, T, H, W)
         validating = self.trainer is not None and self.trainer.validating
         crops = self.preprocess.crops(views.flatten(0, 1), 1 if validating else self.test_crops)
@@ -370,24 +270,23 @@ class Motion(UCF101):
         clips_per_video: int = 1,
         test_views: int = 3,
         test_crops: Crops = 1,
-        decoder: Decoder = "decord",
+        decoder: Decoder = "pyav",
         on_error: OnError = "raise",
+        time_limit: float | None = 60.0,
         seed: int = 0,
         spec: DataSpec | None = None,
         preprocess: VideoPreprocess | None = None,
+        augment: Sequence[Transform] = (),
     ) -> None:
         self.parameters = MotionParameters(task, videos_seed, groups, clips_per_group, image_size, length, fps, noise)
         super().__init__(
             str(motion.folder(data_dir, self.parameters)), split, None, data_dir, batch_size, workers, frames,
-            stride, resize, size, flip, validation, clips_per_video, test_views, test_crops, decoder, on_error, seed,
-            spec, preprocess,
+            stride, resize, size, flip, validation, clips_per_video, test_views, test_crops, decoder, on_error,
+            time_limit, seed, spec, preprocess, augment,
         )  # fmt: skip
 
     def class_names(self) -> list[str]:
         return motion.class_names(self.parameters.task)
-
-    def index_decoder(self) -> Decoder:
-        return "pyav"  # which counts the frames anyway: files that were written a moment ago need no second opinion
 
     def prepare_data(self) -> None:
         motion.generate(self.data_dir, self.parameters)

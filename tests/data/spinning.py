@@ -1,0 +1,46 @@
+"""A decoder that spins in native code at chosen files, with Python's lock and without: no exception reaches it.
+
+The data set of this module stands for a user's own: ``data._target_=spinning.Spinning``. Imported where `HANGS` is set,
+it puts itself in PyAV's place, and the workers inherit that; ``prepare`` decodes in fresh processes, which know nothing
+of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kinoscope.data import decode
+from kinoscope.data.decoders import Target, pyav
+from kinoscope.data.video import Motion
+
+HANGS = "KINOSCOPE_TEST_HANGS"  # names of files, separated by commas, each with how: name=lock,…
+
+
+def hang(kind: str) -> None:
+    """Never returns; ``lock`` keeps Python's lock, ``free`` gives it up, ``crash`` ends the process."""
+    if kind == "crash":
+        ctypes.string_at(0)
+    library: Any = ctypes.PyDLL(None) if kind == "lock" else ctypes.CDLL(None)
+    while True:  # pause() would end at any signal that has a handler
+        library.sleep(1_000_000)
+
+
+def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+    hangs = dict(entry.split("=") for entry in os.environ.get(HANGS, "").split(",") if entry)
+    if Path(path).name in hangs:
+        hang(hangs[Path(path).name])
+    return pyav.read(path, wanted, target)
+
+
+if HANGS in os.environ:
+    decode.READERS["pyav"] = read
+
+
+class Spinning(Motion):
+    """Motion, read by the decoder of this module."""
