@@ -77,8 +77,8 @@ def test_the_mistakes_that_everybody_makes(
 @pytest.mark.parametrize(
     ("typed", "sentences"),
     [
-        (["trainer.devices=2"], ["a run has one device so far"]),
-        (["trainer.strategy=ddp"], ["a run has one device so far"]),
+        (["trainer.strategy=ddp_spawn"], ["starts ranks in Lightning's way; choose ddp"]),
+        (["trainer.num_nodes=2"], ["must be set on each node"]),
         (["model.optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["trainer.max_epochs=-1", "trainer.max_steps=9"], ["scheduler.T_max is -1"]),
         (["output_dir=/proc/nowhere"], ["nothing can be written in '/proc'"]),

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from kinoscope.launch.fresh_process import Job, table
-
 # Python imports sitecustomize at start: here it puts a fake in the place of the verb.
 FAKE_VERB = """
 import json, os, signal, subprocess, sys, time
@@ -129,12 +127,26 @@ def test_a_sweep(folder: Path) -> None:
     assert {job["wandb_group"] for job in jobs} == {Path(out.strip()).name}
     # the table, and what the jobs said
     assert "chatter on stdout" in err
-    assert [line.split()[:3] for line in err.splitlines()[-4:]] == [
+    assert [line.split()[:3] for line in err.splitlines()[-6:]] == [
         ["job", "seed", "status"],
         ["0", "1", "finished"],
         ["1", "2", "failed"],
         ["2", "3", "finished"],
+        [],
+        ["3", "jobs:", "2"],
     ]
+
+
+def test_several_jobs_at_a_time(folder: Path) -> None:
+    """What each says is told apart, and the rows are in the order of the jobs, whichever ended first."""
+    sweep = start(folder, "seed=1,2,3", "monitor=val/loss", "sweep.n_jobs=3")
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 0, err
+    assert [row["seed"] for row in rows(folder)] == ["1", "2", "3"]
+    assert {line.partition(" ")[0] for line in err.splitlines() if "chatter" in line} == {"[0]", "[1]", "[2]"}
+    assert "best: val/loss = 0.1 in job 0, outputs/thing/run-1" in err
+    assert (folder / out.strip() / "best.json").exists()
+    assert not any("sweep.n_jobs" in " ".join(read(folder, n)["argv"]) for n in (1, 2, 3))  # type: ignore[arg-type]
 
 
 def test_a_killed_job_is_a_failed_one(folder: Path) -> None:
@@ -193,26 +205,3 @@ def test_an_interrupt_lets_the_job_save_itself_and_leaves_nothing(
     assert (row["status"], row["exit_code"], row["folder"]) == ("interrupted", "75", "outputs/thing/run-1")
     assert not is_alive(job)
     assert not is_alive(child)
-
-
-def test_the_table_shows_what_varied() -> None:
-    jobs = [
-        Job(
-            n,
-            ["experiment=video/c3d", f"++model.optimizer.lr={lr}"],
-            folder=f"outputs/{n}",
-            summary={
-                "monitor": "val/accuracy",
-                "best": {"val/accuracy": a, "val/loss": 1.0},
-                "test": {"test/accuracy": a / 2},
-                "seconds": 60.0,
-            },
-        )
-        for n, lr, a in ((0, "0.1", 0.5), (1, "0.01", 0.75))
-    ]
-    assert table(jobs).splitlines() == [
-        "job  model.optimizer.lr  status    seconds  best/val/accuracy  test/accuracy  folder",
-        "0    0.1                 finished  60       0.5                0.25           outputs/0",
-        "1    0.01                finished  60       0.75               0.375          outputs/1",
-    ]
-    assert [job.objective for job in jobs] == [0.5, 0.75]

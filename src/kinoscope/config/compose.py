@@ -6,9 +6,11 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -71,23 +73,34 @@ def composing(verb: str, config_dir: str | Path | None = None) -> Iterator[Compo
     """
     resolvers.register()
     before = HydraConfig.instance().cfg
+    around = GlobalHydra.instance().hydra  # a command that is running, which composes its stages
+    GlobalHydra.instance().clear()
     folders = [config_folder(), *([] if config_dir is None else [Path(config_dir).resolve()])]
-    with initialize_config_dir(str(folders[0]), job_name="kinoscope", version_base=HYDRA_BASE):
-        try:
+    try:
+        with initialize_config_dir(str(folders[0]), job_name="kinoscope", version_base=HYDRA_BASE):
             yield Composer(verb, folders)
-        finally:
-            HydraConfig.instance().cfg = before
+    finally:
+        HydraConfig.instance().cfg = before
+        GlobalHydra.instance().hydra = around
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
-    """The command's own part of a composed config, its ``name`` fixed (Hydra's choices are lost with its node)."""
+    """What a run has of a composed config, its ``name`` fixed (Hydra's choices are lost with its node)."""
     own = config.copy()
     with open_dict(own):
         if "name" in own:
             own.name = config.name
         own.pop("hydra", None)
+        own.pop("sweep", None)  # no job knows of it
     OmegaConf.set_readonly(own, None)
     return own
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain containers. OmegaConf's exceptions pass through, such as that of a missing value."""
+    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:

@@ -29,6 +29,9 @@ USAGE = {
     "evaluate": ("kinoscope evaluate run=<folder> [key=value …] [flags]", "Tests a run again."),
     "sample": ("kinoscope sample run=<folder> [key=value …] [flags]", "Draws samples or reconstructions of a run."),
     "prepare": ("kinoscope prepare [data=<name>] [key=value …] [flags]", "Makes a data set ready."),
+    "report": ("kinoscope report run=<folder> | runs=<folders> [key=value …] [flags]", "Tells how runs went."),
+    "dashboard": ("kinoscope dashboard family=<family> [key=value …] [flags]", "Builds a W&B workspace for a family."),
+    "sync": ("kinoscope sync [key=value …] [flags]", "Sends to W&B what its server does not have."),
 }
 
 EXAMPLES = {
@@ -37,6 +40,7 @@ python -m train                                              the default experim
 python -m train experiment=video/c3d_small data=ucf101 data.root=<folder>
 python -m train model.optimizer.lr=0.01 trainer.max_epochs=20
 python -m train -m seed=0,1,2 model.optimizer.lr=0.01,0.001   six runs, one after the other, and a table
+python -m train sweep=optuna 'model.optimizer.lr=tag(log,interval(1e-4,1e-1))'   looks for the best value
 python -m train resume=outputs/<experiment>/<run>            goes on where it stopped, bit for bit
 python -m train experiment=gan/dcgan_small check=true        a table of its layers, and nothing is written""",
     "evaluate": """
@@ -47,6 +51,16 @@ kinoscope sample run=outputs/<experiment>/<run> n=100 seed=1""",
     "prepare": """
 kinoscope prepare                                            generates the embedded videos
 kinoscope prepare data=ucf101 data.root=<folder>             reads each video once and lists the bad ones""",
+    "report": """
+kinoscope report run=outputs/<experiment>/<run>              time, memory and metrics, also while it runs
+kinoscope report runs=outputs/video                          a table and a picture of all runs below it
+kinoscope report 'runs=[<run>,<run>]' monitor=val/loss output=two.png""",
+    "dashboard": """
+kinoscope dashboard family=video project=kinoscope
+kinoscope dashboard family=gan entity=<team> dry=true    as JSON; nothing is sent""",
+    "sync": """
+kinoscope sync
+kinoscope sync output_dir=<folder> dry=true              lists what waits""",
 }
 
 FLAGS = """
@@ -140,8 +154,8 @@ def _rows(node: DictConfig, prefix: str, signature: Signature | None) -> Iterato
 
 
 def _is_foreign(signature: Signature | None) -> bool:
-    """Lightning's and torch's own pages tell more about their arguments than fits here."""
-    return signature is not None and signature.origin.startswith(("lightning.", "torch."))
+    """Lightning's, torch's and optuna's own pages tell more about their arguments than fits here."""
+    return signature is not None and signature.origin.startswith(("lightning.", "torch.", "optuna."))
 
 
 def _told(parameter: Parameter | None, *, foreign: bool) -> tuple[str, str]:

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, ValueType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +21,7 @@ from kinoscope.config import signatures
 from kinoscope.config.compose import Composer
 from kinoscope.config.schema import SCHEMAS
 from kinoscope.config.signatures import Signature, TargetNotFound
+from kinoscope.config.space import read_override
 from kinoscope.config.suggest import did_you_mean, listed, near
 from kinoscope.config.types import ANYTHING
 
@@ -45,7 +44,7 @@ class Judged:
 
 
 def judge(composer: Composer, lines: Sequence[str]) -> Judged:
-    """Judges overrides without sweeps (see `expand`): syntax, groups, options and keys, not yet the values' types."""
+    """Judges overrides of one value each (else see space.py): syntax, groups, options, keys; not yet values' types."""
     judged = Judged()
     values: list[Override] = []
     for line in lines:
@@ -68,15 +67,15 @@ def judge(composer: Composer, lines: Sequence[str]) -> Judged:
     return judged
 
 
-def _read(line: str) -> Override:
-    # The loader is what glob(*) asks for a group's options.
-    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_override(line)
+def key_of(line: str) -> str:
+    """The config key that an override sets; a group's (``logger=csv``) is that of its node."""
+    return line.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
 
 
 def _parse(composer: Composer, line: str, faults: list[str]) -> Override | None:
     """One override as Hydra reads it; None, and a fault, if it cannot."""
     try:
-        override = _read(line)
+        override = read_override(line)
     except HydraException:
         if "=" in line or line.startswith("~"):
             faults.append(f"{line}: this cannot be read; quote what holds blanks, commas or brackets: 'key=\"value\"'")
@@ -88,34 +87,6 @@ def _parse(composer: Composer, line: str, faults: list[str]) -> Override | None:
         faults.append(f"{line}: several values need -m, one run for each (a list is written [a,b])")
         return None
     return override
-
-
-def expand(lines: Sequence[str]) -> Iterator[list[str]]:
-    """The override lists that stand for a sweep: one with every first value, then one more for each other value.
-
-    The jobs are their product; every value is seen once here, and a fault in a value needs no second look.
-    """
-    choices = [_sweep_values(line) for line in lines]
-    first = [values[0] for values in choices]
-    yield first
-    for position, values in enumerate(choices):
-        for value in values[1:]:
-            yield [*first[:position], value, *first[position + 1 :]]
-
-
-def _sweep_values(line: str) -> list[str]:
-    try:
-        override = _read(line)
-        if not override.is_sweep_override():
-            return [line]
-        key = override.get_key_element()
-        if override.value_type is ValueType.INTERVAL_SWEEP:
-            interval = override.value()
-            assert isinstance(interval, IntervalSweep)
-            return [f"{key}={end}" for end in (interval.start, interval.end)]
-        return [f"{key}={value}" for value in override.sweep_string_iterator()] or [line]
-    except HydraException:
-        return [line]  # `judge` will say what is wrong with it
 
 
 # --- groups --------------------------------------------------------------------------------------------------------
@@ -270,6 +241,8 @@ def _signature(composer: Composer, node: DictConfig, where: str) -> Signature | 
     """What names may be added to a node; None for a plain dict."""
     if not where:
         return signatures.find(SCHEMAS[composer.verb])
+    if where.startswith("stages."):
+        return signatures.OPEN  # a stage's keys are held against the config that they make
     target = node.get("_target_")
     if not isinstance(target, str):
         return None

@@ -4,6 +4,7 @@
     ${motion_classes:<task>}                            of the embedded videos
     ${image_classes:<data set>,<root>,<download>}       of an image data set, whose files are looked for
     ${count:<list>}                                     its length
+    ${unless:<condition>}                               true where the condition is false
     ${choice:<group>}                                   the option chosen of a config group
 
 Each raises `kinoscope.errors.Refusal` with one sentence where its folder or files are missing. Class names come as a
@@ -22,7 +23,7 @@ from kinoscope.errors import Refusal
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; safe to call again."""
-    for resolver in (ucf101_classes, motion_classes, image_classes, count, choice):
+    for resolver in (ucf101_classes, motion_classes, image_classes, count, unless, choice):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -50,6 +51,11 @@ def image_classes(dataset: Any, root: str | None = None, download: bool = False)
 def count(items: Sequence[Any]) -> int:
     """How many."""
     return len(items)
+
+
+def unless(condition: Any) -> bool:
+    """Its opposite."""
+    return not condition
 
 
 def choice(group: str) -> str:

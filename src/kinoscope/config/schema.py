@@ -22,7 +22,15 @@ class Train:
         output_dir: where run folders are made.
         data_dir: where generated and downloaded data and manifests lie.
         resume: a run folder to continue, or auto for the newest unfinished run like this one.
+        stages: what is trained before, in order, each by keys and values of its own.
+        sweep: how several runs are started, with -m or by sweep=grid, random, optuna or wandb.
+        init_from: a run whose best weights this one begins with, or stage:<name> for one of its stages.
+        fresh: patterns of parameter names that init_from leaves as they are drawn, as network.head.*.
+        freeze: patterns of parameter names that are not trained, as network.encoder.*.
         threads: of the training process on the CPU; by default the cores that the loader's workers leave.
+        compile: true, or options of torch.compile such as {mode: max-autotune}, for networks compiled before training.
+        channels_last: images and videos lie in memory with their channels last, which GPUs convolve faster.
+        deterministic: only algorithms that give the same result each time; warn names those that have no such form.
         check: build, run one batch forward and backward, print a table of layers and stop.
         card: the paper, its number and its protocol.
     """
@@ -34,7 +42,15 @@ class Train:
     output_dir: str
     data_dir: str
     resume: str | None
+    stages: dict[str, dict[str, Any]]
+    sweep: dict[str, Any]
+    init_from: str | None
+    fresh: list[str]
+    freeze: list[str]
     threads: int | None
+    compile: bool | dict[str, Any] | None
+    channels_last: bool
+    deterministic: bool | Literal["warn"]
     check: bool
     card: dict[str, Any]
     data: dict[str, Any]
@@ -123,7 +139,68 @@ class Prepare:
     output_dir: str
 
 
+@dataclass
+class Dashboard:
+    """A W&B workspace for the runs of one family.
+
+    Args:
+        family: whose panels.
+        project: W&B project that the runs are in.
+        entity: W&B team or user; by default the account's own.
+        name: of the workspace.
+        dry: print what would be sent, and send nothing; needs no account.
+        output_dir: where a sweep over dashboards writes its table.
+    """
+
+    family: Literal["video", "gan", "autoencoder"]
+    project: str
+    entity: str | None
+    name: str
+    dry: bool
+    output_dir: str
+
+
+@dataclass
+class Sync:
+    """Sends to W&B what its server does not have.
+
+    Args:
+        output_dir: where the run folders are.
+        dry: list what would be sent, and send nothing; needs no account.
+    """
+
+    output_dir: str
+    dry: bool
+
+
+@dataclass
+class Report:
+    """How a run went, or how several compare.
+
+    Args:
+        run: one run's folder, outputs/<experiment>/<date_time>-<signature>; also while it runs.
+        runs: several, by a folder that they lie in, a pattern, a list, or a sweep's folder.
+        monitor: the metric to draw; by default what the runs monitor.
+        output: the picture's file; by default report.png in the folder that runs names, or here.
+        output_dir: where a sweep over reports writes its table.
+    """
+
+    run: str | None
+    runs: str | list[str] | None
+    monitor: str | None
+    output: str | None
+    output_dir: str
+
+
 SCHEMAS: dict[str, str] = {
     verb: f"{__name__}.{schema.__name__}"
-    for verb, schema in {"train": Train, "evaluate": Evaluate, "sample": Sample, "prepare": Prepare}.items()
+    for verb, schema in {
+        "train": Train,
+        "evaluate": Evaluate,
+        "sample": Sample,
+        "prepare": Prepare,
+        "report": Report,
+        "dashboard": Dashboard,
+        "sync": Sync,
+    }.items()
 }

@@ -41,6 +41,13 @@ def tree_faults(verb: str, config: DictConfig) -> Faults:
     return faults
 
 
+def node_faults(values: Mapping[Any, Any], target: str, path: str) -> list[str]:
+    """Binds one node, given as plain values, to a signature; for those that lie in Hydra's part of a config."""
+    faults: Faults = {}
+    _bind(values, signatures.find(target), path, faults)
+    return list(faults)
+
+
 def _resolve(node: DictConfig | ListConfig, key: Any, path: str, config: DictConfig, faults: Faults) -> Any:
     """The plain value of a key; what cannot be resolved is reported and becomes `_UNKNOWN`."""
     try:

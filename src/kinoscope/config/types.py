@@ -127,7 +127,7 @@ class DictOf(Hint):
         return isinstance(value, Mapping) and all(self.value.accepts(entry) for entry in value.values())
 
     def __str__(self) -> str:
-        return "dict"
+        return "dict" if self.value is ANYTHING else f"{{…: {self.value}}}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 TETHER = "KINOSCOPE_TETHER"
+# What asks a process of ours to stop: Ctrl-C, a kill or a preemption, and a cluster's warning before its time is up,
+# which is SIGUSR1 by custom and SIGUSR2 from submitit. Left alone, either would end the process.
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 GRACE = 10.0  # seconds between asking a child to end and killing what is left of it
 LAST_SAVE = 60.0  # seconds that a child without an owner has for saving itself
 
@@ -111,11 +117,21 @@ def hold_tether() -> None:
     threading.Thread(target=_watch, args=(int(descriptor),), name="tether", daemon=True).start()
 
 
-def _watch(descriptor: int) -> None:
-    os.read(descriptor, 1)  # nothing is ever written: this returns when the owner is gone
-    print("kinoscope: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(LAST_SAVE)
+def _watch(tether: int) -> None:
+    poll = select.poll()
+    for descriptor in (1, 2, tether):
+        poll.register(descriptor, 0)  # that the other end of a pipe is gone is reported unasked
+    deadline = float("inf")
+    while (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000 if left < float("inf") else None):
+            poll.unregister(descriptor)
+            if descriptor != tether:  # nobody reads it any more, and what is said there must not end the last save
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+                continue
+            deadline = time.monotonic() + LAST_SAVE
+            with contextlib.suppress(OSError):
+                print("kinoscope: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
     _kill_group(os.getpgrp() if os.getpgrp() == os.getpid() else 0)
     os._exit(1)
 
