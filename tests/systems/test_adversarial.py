@@ -57,18 +57,18 @@ def system(**changes: Any) -> Adversarial:
     return made
 
 
-def fit(module: Adversarial, **trainer: Any) -> pl.Trainer:
+def fit(module: Adversarial, val_dataloaders: Any = None, **trainer: Any) -> pl.Trainer:
     made = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=1, **trainer,
+        enable_model_summary=False, num_sanity_val_steps=0, max_epochs=1, **trainer,
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(Images(), batch_size=4)
     with quiet():
-        made.fit(module, train_dataloaders=loader)
+        made.fit(module, train_dataloaders=loader, val_dataloaders=val_dataloaders)
     return made
 
 
-# Nothing is validated here.
+# Little is validated here.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
 
@@ -134,7 +134,7 @@ def test_noise_belongs_to_a_position_in_the_global_batch() -> None:
 def test_frozen_takes_and_gives_back() -> None:
     judge = Judge()
     judge.linear.bias.requires_grad_(False)
-    with frozen(judge):
+    with frozen(list(judge.linear.parameters())[:1]):
         assert not any(parameter.requires_grad for parameter in judge.parameters())
     assert judge.linear.weight.requires_grad
     assert not judge.linear.bias.requires_grad
@@ -161,3 +161,42 @@ def test_samples_are_drawn_from_the_average_with_frozen_statistics() -> None:
 def test_nonsense_is_refused(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=key):
         system(**{key: value})
+
+
+class Penalised(NonSaturating):
+    """With the critic's squared slope between real and fake images."""
+
+    def critic_loss(self, critic: Any, real: Tensor, fake: Tensor, condition: Any = None) -> dict[str, Tensor]:
+        terms = super().critic_loss(critic, real, fake)
+        between = real.lerp(fake, 0.5).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        penalty = slope.flatten(1).square().sum(dim=1).mean()
+        return {**terms, "loss": terms["loss"] + penalty, "penalty": penalty}
+
+
+def test_a_penalty_on_gradients_is_trained_and_validated() -> None:
+    made = system()
+    made.objective = Penalised()
+    loader = torch.utils.data.DataLoader(Images(), batch_size=4)
+    trainer = fit(made, val_dataloaders=loader, limit_train_batches=4)
+    validated = float(trainer.callback_metrics["val/penalty"])
+    weight = made.critic.get_parameter("linear.weight")
+    assert validated == pytest.approx(float(weight.detach().square().sum()))  # of a linear critic
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in made.critic.parameters())
+    with quiet():
+        trainer.test(made, loader, verbose=False)
+    assert float(trainer.callback_metrics["test/penalty"]) == pytest.approx(validated)
+
+
+def test_validation_of_a_game_without_penalties_keeps_no_graph() -> None:
+    made, graphs = system(), []
+
+    class Watching(NonSaturating):
+        def critic_loss(self, critic: Any, real: Tensor, fake: Tensor, condition: Any = None) -> dict[str, Tensor]:
+            terms = super().critic_loss(critic, real, fake)
+            graphs.append(terms["loss"].requires_grad)
+            return terms
+
+    made.objective = Watching()
+    fit(made, val_dataloaders=torch.utils.data.DataLoader(Images(), batch_size=40), limit_train_batches=3)
+    assert graphs == [True, True, True, False, False]

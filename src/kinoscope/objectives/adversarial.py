@@ -15,6 +15,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from kinoscope.objectives.precision import full
+
 
 class Minimax:
     """min_G max_D V = E log D(x) + E log(1 − D(G(z))) (eq. 1): the critic minimises −V, the generator V's second term.
@@ -55,5 +57,5 @@ class NonSaturating(Minimax):
 
 
 def _logits(critic: Callable[..., Tensor], x: Tensor, condition: Tensor | None) -> Tensor:
-    """The critic's logits (B,); a condition is handed on to a critic that is built for one."""
-    return critic(x) if condition is None else critic(x, condition)
+    """The critic's logits (B,), in float32 at least; a condition is handed on to a critic that is built for one."""
+    return full(critic(x) if condition is None else critic(x, condition))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kinoscope.objectives.precision import full
+
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """|x − x̂|² of each image, summed over channels and pixels: (B, C, H, W) twice → (B,)."""
-    return (reconstruction.float() - target.float()).square().flatten(1).sum(1)
+    return (full(reconstruction) - full(target)).square().flatten(1).sum(1)
 
 
 class SquaredError:

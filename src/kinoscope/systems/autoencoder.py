@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from kinoscope.contracts import Autoencoder as AutoencoderNetwork
 from kinoscope.contracts import Batch
 from kinoscope.metrics.mean import Mean
 from kinoscope.objectives.reconstruction import squared_error
-from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled
+from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled, trainable
 
 
 class ReconstructionObjective(Protocol):
@@ -47,7 +48,7 @@ class ReconstructionEvaluation(System):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         reconstruction = self.reconstruct(batch)
-        self.mean_squared_error.update(squared_error(reconstruction, batch["image"]).mean(), count=len(reconstruction))
+        self.mean_squared_error.update(squared_error(reconstruction, batch["image"]))
         return {"reconstruction": reconstruction}
 
     test_step = validation_step
@@ -87,11 +88,15 @@ class Autoencoder(ReconstructionEvaluation):
         self.scheduler_interval: Literal["epoch", "step"] = scheduler_interval
         self.scheduler_monitor = scheduler_monitor
 
+    @property
+    def entries(self) -> list[tuple[nn.Module, Sequence[str]]]:
+        return [(self.network, ("encode", "decode"))]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer(trainable(self.network))
         return scheduled(optimizer, self.scheduler, self.scheduler_interval, self.scheduler_monitor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.objective(self.reconstruct(batch), batch["image"])
-        self.observe({"loss": loss})
+        self.observe({"loss": loss}, count=len(batch["image"]))
         return loss

@@ -5,6 +5,7 @@ Shape legend: B batch, V views, C channels, T frames, H height, W width, K class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,8 @@ from torchmetrics import Metric
 from kinoscope.contracts import Batch
 from kinoscope.metrics.accuracy import ViewAccuracy, hits
 from kinoscope.metrics.mean import Mean
-from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled
+from kinoscope.objectives.precision import full
+from kinoscope.systems.base import OptimizerFactory, SchedulerFactory, System, scheduled, trainable
 
 
 class Classification(System):
@@ -50,15 +52,19 @@ class Classification(System):
         self.accuracy = ViewAccuracy()
         self.mean_loss = Mean()
 
+    @property
+    def entries(self) -> list[tuple[nn.Module, Sequence[str]]]:
+        return [(self.network, ("forward",))]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer(trainable(self.network))
         return scheduled(optimizer, self.scheduler, self.scheduler_interval, self.scheduler_monitor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.network(sample_of(batch))
         loss = cross_entropy(logits, batch["label"])
         accuracy = hits(logits.detach(), batch["label"], k=1).float().mean()
-        self.observe({"loss": loss, "accuracy": accuracy})
+        self.observe({"loss": loss, "accuracy": accuracy}, count=len(logits))
         return loss
 
     def view_logits(self, batch: Batch) -> Tensor:
@@ -73,15 +79,14 @@ class Classification(System):
 
     def _probabilities(self, logits: Tensor, label: Tensor | None) -> Tensor:
         multi_label = self.spec.multi_label if self.spec else label is not None and label.ndim == 2
-        return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+        return full(logits).sigmoid() if multi_label else full(logits).softmax(dim=-1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         logits = self.view_logits(batch)  # (B, V, K)
         views = logits.shape[1]
         probs = self._probabilities(logits, batch["label"])
         self.accuracy.update(probs, batch["label"])
-        loss = cross_entropy(logits.flatten(0, 1), batch["label"].repeat_interleave(views, dim=0))
-        self.mean_loss.update(loss, count=len(logits) * views)
+        self.mean_loss.update(nats(logits.flatten(0, 1), batch["label"].repeat_interleave(views, dim=0)))
         return {"probs": probs.mean(dim=1), "label": batch["label"]}
 
     test_step = validation_step
@@ -99,8 +104,14 @@ def sample_of(batch: Batch) -> Tensor:
     return batch["video"] if "video" in batch else batch["image"]
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Nats per sample, mean over the batch; for multi-hot labels (B, K) the sum of K logistic losses."""
+def nats(logits: Tensor, label: Tensor) -> Tensor:
+    """Each sample's loss in nats, (B,); for multi-hot labels (B, K) the sum of K logistic losses."""
+    logits = full(logits)
     if label.ndim == 1:
-        return F.cross_entropy(logits.float(), label)
-    return F.binary_cross_entropy_with_logits(logits.float(), label.float(), reduction="sum") / len(logits)
+        return F.cross_entropy(logits, label, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none").sum(dim=1)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Nats per sample, mean over the batch."""
+    return nats(logits, label).mean()

@@ -29,6 +29,8 @@ class Fitted(ReconstructionEvaluation):
     """
 
     resumes_mid_epoch: ClassVar[bool] = False
+    ddp: ClassVar[bool] = False  # one fit of all images
+    fsdp: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, log_every: int = 20) -> None:
         super().__init__(network, log_every=log_every)

@@ -1,8 +1,9 @@
 """Window means of logged terms, with one device synchronisation per window.
 
-``self.log`` does its work at every metric and step, whatever ``log_every_n_steps`` says. Here a step is one stack and
-one copy into a device buffer; the buffer is read when the window is full. Since every value of the window is kept, the
-first non-finite one can be named with its step.
+``self.log`` does its work at every metric and step, whatever ``log_every_n_steps`` says. Here a step is one stack into
+a device buffer; the buffer is read when the window is full. Since every value of the window is kept, the first
+non-finite one can be named with its step. The ranks of a training read together: what is read is the mean over all of
+them, so all log the same, and all stop where one has become non-finite.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kinoscope.errors import KinoscopeError
+from kinoscope.systems import ranks
 
 
 class NonFinite(KinoscopeError):
@@ -33,25 +35,46 @@ class Window:
         self.every = every
         self.names: tuple[str, ...] = ()
         self.steps: list[int] = []
+        self._counts: list[int] = []  # samples behind each row
+        self._open = False  # whether more batches of the newest step follow
         self._buffer = torch.empty(0)
+        self._rows: tuple[Tensor, ...] = ()  # of the buffer
 
     @property
     def full(self) -> bool:
-        return len(self.steps) >= self.every
+        return len(self.steps) >= self.every and not self._open
 
-    def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Keeps the detached scalar ``terms`` of one ``step``; never synchronises."""
-        values = torch.stack([term.detach().float() for term in terms.values()])
+    def add(self, step: int, terms: Mapping[str, Tensor], count: int = 1, more: bool = False) -> None:
+        """Keeps the scalar ``terms`` of one ``step``; never synchronises.
+
+        Args:
+            step: which one.
+            terms: scalars, means over the samples of a batch.
+            count: of these samples, on this rank.
+            more: whether further batches of the same step follow, whose terms are to be averaged with these.
+        """
+        values = list(terms.values())
         if not self.steps:
             self.names = tuple(terms)
-            if self._buffer.shape != (self.every, len(values)) or self._buffer.device != values.device:
-                self._buffer = values.new_empty(self.every, len(values))
+            if self._buffer.shape != (self.every, len(values)) or self._buffer.device != values[0].device:
+                self._use(torch.empty(self.every, len(values), device=values[0].device))
         elif tuple(terms) != self.names:
             raise ValueError(f"terms changed within a window: {self.names} became {tuple(terms)}")
-        elif self._buffer.device != values.device:  # a window resumed from a checkpoint
-            self._buffer = self._buffer.to(values.device)
-        self._buffer[len(self.steps)] = values
-        self.steps.append(step)
+        elif self._buffer.device != values[0].device:  # a window resumed from a checkpoint
+            self._use(self._buffer.to(values[0].device))
+        with torch.no_grad():
+            if self._open:
+                row, before = self._rows[len(self.steps) - 1], self._counts[-1]
+                row.lerp_(torch.stack(values).to(row.dtype), count / (before + count))
+                self._counts[-1] += count
+            else:
+                torch.stack(values, out=self._rows[len(self.steps)])
+                self.steps.append(step)
+                self._counts.append(count)
+        self._open = more
+
+    def _use(self, buffer: Tensor) -> None:
+        self._buffer, self._rows = buffer, buffer.unbind()
 
     def check(self) -> None:
         """Raises `NonFinite` naming the first bad step and term since the window began."""
@@ -61,11 +84,21 @@ class Window:
         """Means over the window, which then starts anew. Raises `NonFinite` like `check`."""
         rows = self._read()
         self._check(rows)
-        self.steps = []
+        self.steps, self._counts, self._open = [], [], False
         return dict(zip(self.names, rows.double().mean(dim=0).tolist(), strict=True)) if len(rows) else {}
 
     def _read(self) -> Tensor:
-        return self._buffer[: len(self.steps)].cpu()
+        """The rows as means over all ranks, weighted by their samples. All ranks have to read.
+
+        What has been read once gives the same when it is read again, which a window that comes from a checkpoint is:
+        the mean of equal numbers of float32, taken in float64, is that number.
+        """
+        rows = self._buffer[: len(self.steps)]
+        if self.steps and ranks.count() > 1:
+            counts = torch.tensor(self._counts, dtype=torch.float64, device=rows.device)[:, None]
+            sums = ranks.total(torch.cat([rows.double() * counts, counts], dim=1))
+            rows = (sums[:, :-1] / sums[:, -1:]).float()
+        return rows.cpu()
 
     def _check(self, rows: Tensor) -> None:
         bad = (~torch.isfinite(rows)).nonzero()
@@ -78,11 +111,13 @@ class Window:
             )
 
     def state_dict(self) -> dict[str, Any]:
+        """Between two steps only. All ranks have to call it."""
         return {"names": list(self.names), "steps": list(self.steps), "values": self._read().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.names, self.steps = tuple(state["names"]), list(state["steps"])
+        self._counts, self._open = [1] * len(self.steps), False
         values: Tensor = state["values"]
         if self.steps:
-            self._buffer = values.new_empty(self.every, values.shape[1])
+            self._use(values.new_empty(self.every, values.shape[1]))
             self._buffer[: len(values)] = values
