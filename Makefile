@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint types format clean
+.PHONY: demo test slow lint types format sync clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m train
@@ -20,6 +20,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
+
+sync: $(VENV)/.installed
+	$(BIN)/kinoscope sync
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

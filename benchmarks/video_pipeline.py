@@ -41,10 +41,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kinoscope.data import ucf101
+from kinoscope.data.clip_dataset import VideoDataset
 from kinoscope.data.loading import KeyedLoader
 from kinoscope.data.motion import encode
 from kinoscope.data.preprocess import target_size
-from kinoscope.data.video import UCF101, VideoDataset
+from kinoscope.data.video import UCF101
 from timing import parser, print_ratios, rounds, show, spread
 
 FRAMES, SHORT_SIDE, CROP = 16, 128, 112

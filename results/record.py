@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs.folder import RunFolder, write_json
-from kinoscope.runs.signature import flatten, is_inside
+from kinoscope.runs.signature import essence
 
 HERE = Path(__file__).parent
 DATA = {"Digits": "digits", "MNIST": "MNIST", "FashionMNIST": "Fashion-MNIST", "CIFAR10": "CIFAR-10"}
@@ -85,7 +85,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
     """Keys that can change a result and are not the same in both, but for the seed and what takes its value."""
     if one["name"] != other["name"]:
         return {"experiment"}
-    ours, theirs = ({k: v for k, v in flatten(config).items() if is_inside(k)} for config in (one, other))
+    ours, theirs = essence(one), essence(other)
     return {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and key.rpartition(".")[2] != "seed"}
 
 

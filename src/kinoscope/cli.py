@@ -7,6 +7,8 @@ its verb imports torch. Exit codes: 0 done, 1 failed while working, 2 refused be
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import logging
 import os
@@ -14,19 +16,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch.processes import hold_tether
+from kinoscope.runs import stopwatch
+from kinoscope.runs.interrupt import like_ctrl_c
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from kinoscope.config.preflight import Checked
 
 VERBS = {
     "train": "trains an experiment, or resumes one (python -m train is the same)",
     "evaluate": "tests a run again, with other views or crops",
     "sample": "draws samples or reconstructions of a run",
     "prepare": "generates, downloads or indexes a data set",
+    "report": "tells how a run went, or compares several",
+    "dashboard": "builds a W&B workspace with the panels of a family",
+    "sync": "sends to W&B what was kept offline",
 }
 
 OVERVIEW = """kinoscope: the classic papers of video recognition and generative modelling as experiments
@@ -45,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: what follows the program's name; ``sys.argv`` by default.
     """
+    stopwatch.begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
     hold_tether()
     try:
-        return _main(arguments)
+        with like_ctrl_c():  # until the verb listens itself
+            return _main(arguments)
     except KinoscopeError as error:
         _complain(str(error))
         return error.exit_code
@@ -75,7 +87,10 @@ def _main(arguments: list[str]) -> int:
         from kinoscope.config.help import page
 
         return _show(page(verb, flags.overrides, flags.config_dir))
-    return _hand_over(verb, flags, _checked(verb, flags))
+    checked = _checked(verb, flags)
+    if checked.begin is not None and flags.cfg is None:
+        return checked.begin()
+    return _hand_over(verb, flags, checked.overrides)
 
 
 def _overview() -> str:
@@ -112,19 +127,26 @@ def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
             raise Refusal(
                 f"--{flag.replace('_', '-')} is not for here: a folder of your own yaml is given by --config-dir"
             )
+    if any(line.startswith("sweep.resume=") for line in flags.overrides):
+        from kinoscope.launch.sweep import continued
+
+        flags.overrides, flags.config_dir = continued(flags.overrides, flags.config_dir)
+    # A launcher takes the jobs of a sweep, a single one too.
+    flags.multirun |= any(line.startswith("hydra/launcher=submitit") for line in flags.overrides)
     return flags
 
 
 def _is_sweep(flags: argparse.Namespace) -> bool:
-    return flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
+    kinds = [line for line in flags.overrides if line.startswith("sweep=")]  # but none, each implies -m
+    return flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides or kinds[-1:] not in ([], ["sweep=none"])
 
 
-def _checked(verb: str, flags: argparse.Namespace) -> list[str]:
-    """The overrides without fault, as Hydra wants them. Raises `Refusal` with all faults."""
+def _checked(verb: str, flags: argparse.Namespace) -> Checked:
+    """The command without fault. Raises `Refusal` with all faults."""
+    from kinoscope.config.preflight import Checked, preflight
+
     if flags.hydra_help or flags.shell_completion:
-        return flags.overrides
-    from kinoscope.config.preflight import preflight
-
+        return Checked(overrides=flags.overrides)
     shown_only = flags.info is not None or (flags.cfg is not None and not flags.resolve)
     checked = preflight(verb, flags.overrides, flags.config_dir, sweep=_is_sweep(flags), keys_only=shown_only)
     if len(checked.faults) == 1:
@@ -132,12 +154,13 @@ def _checked(verb: str, flags: argparse.Namespace) -> list[str]:
     if checked.faults:
         lines = "\n".join(f"  {fault}" for fault in checked.faults)
         raise Refusal(f"{len(checked.faults)} faults, nothing was started\n{lines}")
-    return checked.overrides
+    return checked
 
 
 def _hand_over(verb: str, flags: argparse.Namespace, overrides: list[str]) -> int:
     """Hydra's main, with our configs and the overrides as preflight left them; returns the verb's exit code."""
     import hydra
+    from omegaconf import open_dict
 
     from kinoscope.config import resolvers
     from kinoscope.config.compose import HYDRA_BASE, config_folder
@@ -151,8 +174,10 @@ def _hand_over(verb: str, flags: argparse.Namespace, overrides: list[str]) -> in
 
     def task(config: DictConfig) -> None:
         nonlocal exit_code
-        sys.argv = argv  # Lightning starts the other ranks with it
-        exit_code = _run(verb, config, typed)
+        sys.argv = argv  # what was typed, for the run's provenance
+        with open_dict(config):
+            config.pop("sweep", None)  # no job knows of it
+        exit_code = _run(verb, config, typed, flags.config_dir)
 
     sys.argv = [argv[0], *_hydra_arguments(flags), *overrides]
     try:
@@ -178,25 +203,49 @@ def _hydra_arguments(flags: argparse.Namespace) -> list[str]:
     return arguments
 
 
-def _run(verb: str, config: DictConfig, overrides: Sequence[str]) -> int:
+def _run(verb: str, config: DictConfig, overrides: Sequence[str], config_dir: str | None) -> int:
     """The verb itself; a KinoscopeError is one sentence, anything else a traceback (by Hydra)."""
     try:
-        with _log_on_stderr():
-            return importlib.import_module(f"kinoscope.verbs.{verb}").run(config, overrides)
+        with log_on_stderr():
+            from kinoscope.launch import ranks
+            from kinoscope.runs.stages import after_stages
+
+            with after_stages(config, overrides, config_dir, ended=print) as left:
+                processes = ranks.to_start(verb, left, overrides)
+                if processes:
+                    ranks.supervise(verb, left, overrides, processes, result=print)
+                    return 0
+                return verb_module(verb).run(left, overrides)
     except KinoscopeError as error:
         _complain(str(error))
         return error.exit_code
 
 
+def verb_module(verb: str) -> ModuleType:
+    """Imports what does the verb's work.
+
+    Nothing is looked for that could be thrown away meanwhile, nor at the process's end: torch and Lightning bring a
+    million objects that all stay, and looking through them would take a quarter of the time of their import, twice.
+    """
+    atexit.register(gc.freeze)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"kinoscope.verbs.{verb}")
+    finally:
+        if collecting:
+            gc.enable()
+
+
 @contextmanager
-def _log_on_stderr() -> Iterator[None]:
+def log_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     """What the package logs goes to stderr, one plain line each: stdout is for results."""
     log = logging.getLogger("kinoscope")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level, log.propagate
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False
     try:
         yield

@@ -17,7 +17,16 @@ import torch
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 RATIOS = {
-    "train_step.py": ["c3d_small_step", "dcgan_small_step"],
+    "gpu_steps.py": [
+        f"{name}_{what}" for name in ("c3d", "dcgan") for what in ("steps_per_second", "data_share", "share_of_ceiling")
+    ],
+    "startup.py": ["first_step_vs_imports", "job_vs_imports"],
+    "train_step.py": ["c3d_small_step", "dcgan_small_step", "mlp_gan_step"],
+    "transforms.py": [
+        f"{chain}{size}"
+        for size in ("", "_quarter_batch")
+        for chain in ("crop_flip_normalise", "multi_scale_crop", "random_resized_crop", "colour_jitter", "erasing")
+    ],
     "video_pipeline.py": [
         "cpu_per_crop_vs_decord",
         "cpu_per_float_crop_vs_decord",
@@ -26,14 +35,20 @@ RATIOS = {
         "clips_per_second_vs_decord_2_workers",
     ],
 }
-SMALLEST = {"train_step.py": ["--batch-size=2"], "video_pipeline.py": ["--videos=8"]}
+SMALLEST = {
+    "gpu_steps.py": ["--rehearse", "--steps=3"],
+    "startup.py": ["--seconds=0", "--jobs=1", "--once"],
+    "train_step.py": ["--seconds=0", "--batch-size=2"],
+    "transforms.py": ["--seconds=0", "--batch-size=2"],
+    "video_pipeline.py": ["--seconds=0", "--videos=8"],
+}
 
 
 @pytest.mark.parametrize("name", sorted(RATIOS))
 def test_ratios_come_last_and_are_finite(name: str, tmp_path: Path) -> None:
     if name == "video_pipeline.py":
         pytest.importorskip("decord", reason="decord has no wheel for this machine")
-    command = [sys.executable, str(FOLDER / name), "--seconds=0", *SMALLEST[name]]
+    command = [sys.executable, str(FOLDER / name), *SMALLEST[name]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     last = [line.partition(": ") for line in done.stdout.splitlines()[-len(RATIOS[name]) :]]
@@ -47,6 +62,7 @@ def test_ratios_come_last_and_are_finite(name: str, tmp_path: Path) -> None:
     [
         ("c3d_small_step", ["network"], ["model.network.dropout=0"]),
         ("dcgan_small_step", ["generator", "critic"], ["model.log_every=2"]),
+        ("mlp_gan_step", ["generator", "critic"], ["model.log_every=2"]),
     ],
 )
 def test_both_loops_do_the_same_work(

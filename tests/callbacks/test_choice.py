@@ -40,3 +40,15 @@ def test_adding_without_asking_gives_the_same() -> None:
 def test_keys_depend_on_the_index_alone() -> None:
     assert (keys_of([5, 3]) == keys_of(np.arange(10))[[5, 3]]).all()
     assert len(set(keys_of(np.arange(1000)).tolist())) == 1000
+
+
+def test_what_several_have_kept_of_their_shares_is_what_one_keeps_of_all() -> None:
+    keys = keys_of(range(200)).tolist()
+    for size in (1, 5, 24, 300):
+        whole = Choice[int](size)
+        shares = [Choice[int](size) for _ in range(3)]
+        for index, key in enumerate(keys):
+            label = index * index % 7
+            whole.add(label, key, index)
+            shares[index % 3].add(label, key, index)
+        assert Choice.of(shares).first(size) == whole.first(size)

@@ -10,6 +10,7 @@ from picture_fakes import Run
 
 from kinoscope.callbacks import curves
 from kinoscope.callbacks.curves import LearningCurves, draw_curves, names_of, panels_of, read_series
+from kinoscope.callbacks.series import smoothed
 from kinoscope.errors import KinoscopeError
 from kinoscope.runs.loggers import MetricsFile
 
@@ -120,9 +121,9 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
 
 def test_smoothing_does_not_lag() -> None:
     line = [3.0 * i for i in range(400)]
-    assert curves._smoothed(line) == pytest.approx(line)
+    assert smoothed(line) == pytest.approx(line)
     alternating = [float(i % 2) for i in range(400)]
-    assert max(abs(value - 0.5) for value in curves._smoothed(alternating)[20:-20]) < 0.05
+    assert max(abs(value - 0.5) for value in smoothed(alternating)[20:-20]) < 0.05
 
 
 class Logs(pl.Callback):

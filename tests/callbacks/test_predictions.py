@@ -135,7 +135,7 @@ def test_a_video_shows_the_centre_and_its_whole_length(run: Run, picture: Check,
 def tiles(n: int, right: bool) -> Choice[Tile]:
     choice: Choice[Tile] = Choice(24)
     for i in range(n):
-        choice.add(i % 5, i / 100, Tile(i % 5, "a", "b", 0.5, right, np.zeros((4, 4, 3), np.uint8)))
+        choice.add(i % 5, i / 100, Tile(i % 5, "a", "b", 0.5, right, np.zeros((1, 4, 4, 3), np.uint8)))
     return choice
 
 

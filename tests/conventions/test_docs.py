@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from scripts import MACHINE, ROOT, load
 
-from kinoscope.cli import _parse
+from kinoscope.cli import _is_sweep, _parse
 from kinoscope.config.preflight import Checked, preflight
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -68,14 +68,20 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "run").mkdir()
     (root / "run" / "config.yaml").write_text("name: x\n")
     (root / "run" / "summary.json").write_text("{}")
+    (root / "run" / "checkpoints").mkdir()
+    (root / "run" / "checkpoints" / "last.ckpt").touch()
+    (root / "sweep").mkdir()
+    (root / "sweep" / "study.db").touch()
+    search = {"overrides": ["sweep=random", "seed=range(0,9)"], "config_dir": None}
+    (root / "sweep" / "sweep.json").write_text(json.dumps(search))
     return {f"<{path.name}>": str(path) for path in root.iterdir()}
 
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of docs/configs.md: the reader's own module and config folder, as printed there."""
-    page = ROOT / "docs" / "configs.md"
-    for block in [*blocks(page, "python"), *blocks(page, "yaml")]:
+    """The reader's own modules and config folder, as printed in docs/configs.md and docs/your-own-model.md."""
+    pages = [ROOT / "docs" / name for name in ("configs.md", "your-own-model.md")]
+    for block in [block for page in pages for kind in ("python", "yaml") for block in blocks(page, kind)]:
         path = tmp_path / block.partition("\n")[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.partition("\n")[2])
@@ -90,7 +96,7 @@ def checked(line: str, places: dict[str, str]) -> Checked:
     words = shlex.split(line, comments=True)
     verb, rest = ("train", words[3:]) if words[0] == "python" else (words[1], words[2:])
     flags = _parse(verb, rest)
-    found = preflight(verb, flags.overrides, flags.config_dir, sweep=flags.multirun)
+    found = preflight(verb, flags.overrides, flags.config_dir, sweep=_is_sweep(flags))
     if flags.resolve and found.config is not None:
         OmegaConf.resolve(found.config)
     return found

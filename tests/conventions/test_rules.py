@@ -53,7 +53,7 @@ def test_a_papers_file_imports_no_other_papers(path: Path) -> None:
     assert all(name.startswith(shared) for name in ours), ours
 
 
-@pytest.mark.parametrize("package", ["config", "contracts.py", "errors.py", "cli.py"])
+@pytest.mark.parametrize("package", ["config", "launch", "contracts.py", "errors.py", "cli.py"])
 def test_what_happens_before_work_imports_no_torch(package: str) -> None:
     """Neither directly nor through what it imports; and ``wandb`` and Lightning are as slow to load."""
     paths = [SOURCE / package] if package.endswith(".py") else under(package)
@@ -62,7 +62,7 @@ def test_what_happens_before_work_imports_no_torch(package: str) -> None:
     ]
     program = (
         f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]; "
-        "print(*sorted({'torch', 'lightning', 'wandb', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+        "print(*sorted({'torch', 'lightning', 'wandb', 'optuna', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -75,3 +75,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_folder_that_may_only_be_read_is_asked_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.is_live()
+    assert not list(tmp_path.iterdir())  # asking leaves nothing behind
+    run.lock()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert RunFolder(tmp_path).is_live()
+    run.unlock()
+    assert not RunFolder(tmp_path).is_live()
+    with pytest.raises(Refusal, match="cannot be worked in"):
+        RunFolder(tmp_path).lock()

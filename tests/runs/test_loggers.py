@@ -1,15 +1,17 @@
-"""metrics.csv: one row a step, exact over a resume. W&B: offline, silent, read back."""
+"""metrics.csv: one row a step, exact over a resume. TensorBoard: pictures and histograms."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kinoscope.errors import KinoscopeError
 from kinoscope.runs.folder import RunFolder
-from kinoscope.runs.loggers import MetricsFile, wandb_logger
+from kinoscope.runs.loggers import MetricsFile, tensorboard_logger
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -75,28 +77,18 @@ def test_lost_rows_are_noticed(tmp_path: Path) -> None:
         MetricsFile(tmp_path / "metrics.csv").load_state_dict(state)
 
 
-def test_wandb_offline_keeps_everything_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = RunFolder.create("outputs", "gan/x", "89abcdef")
-    config = {"seed": 3, "card": {"year": 2016, "lecture": "CS231n 2016, lecture 14"}}
-    logger = wandb_logger(folder, config, run_id="89abcdef-now", name="gan/x")
-    logger.log_metrics({"train/loss": 0.5}, step=20)
-    logger.finish(0, {"val/accuracy": 0.75})
-    (written,) = (folder.path / "wandb").glob("offline-run-*-89abcdef-now/run-*.wandb")
-    content = written.read_bytes()
-    for expected in (b"train/loss", b"val/accuracy", b"gan/x", b"89abcdef-now", b"lecture 14"):
-        assert expected in content
-    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
-
-
-def test_wandb_online_without_a_key_falls_back_to_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    folder = RunFolder.create(tmp_path / "outputs", "gan/x", "89abcdef")
-    with caplog.at_level("WARNING", logger="kinoscope"):
-        logger = wandb_logger(folder, {}, run_id="89abcdef-then", name="gan/x", mode="online")
-    logger.finish(0, {})
-    assert "no API key" in caplog.text
-    assert list((folder.path / "wandb").glob("offline-run-*"))
+def test_tensorboard_takes_pictures_and_histograms(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = tensorboard_logger(RunFolder(tmp_path))
+    for _ in range(2):
+        logger.log_image("pictures/curves", [Image.new("RGB", (6, 4), "red")])  # pyright: ignore[reportAttributeAccessIssue]
+    counts, edges = np.histogram(np.arange(10.0), 5)
+    logger.log_histograms({"weights/a": (counts, edges)}, step=7)  # pyright: ignore[reportAttributeAccessIssue]
+    logger.finalize("success")
+    read = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    images = read.Images("pictures/curves")
+    assert [(image.width, image.height, image.step) for image in images] == [(6, 4, 0), (6, 4, 1)]
+    (histogram,) = read.Histograms("weights/a")
+    assert histogram.step == 7 and histogram.histogram_value.num == 10
+    assert list(histogram.histogram_value.bucket) == counts.tolist()

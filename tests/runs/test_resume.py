@@ -119,6 +119,16 @@ def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_config(home: Pa
     assert kinoscope.train(command("autoencoder", *extra)) != run.path  # that one is finished: a new one is started
 
 
+def test_resume_auto_goes_on_with_a_run_that_was_made_longer(home: Path) -> None:
+    folder = stopped("autoencoder", "seed=6", fault(2, sends="SIGTERM"))
+    with pytest.raises(Interrupted):
+        kinoscope.train([f"resume={folder.path}", "trainer.max_epochs=5", fault(11, sends="SIGTERM")])
+    again = kinoscope.train(command("autoencoder", "seed=6", "resume=auto"))
+    assert again == folder.path
+    assert RunFolder(again).read_config().trainer.max_epochs == 5
+    assert RunFolder(again).read_summary()["steps"] == 5 * 5
+
+
 def test_a_finished_run_says_so_and_may_be_prolonged(
     uninterrupted: Uninterrupted, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,12 +43,13 @@ def test_it_is_eight_hex_digits_and_does_not_depend_on_key_order() -> None:
         ("seed", 1),
         ("data.batch_size", 9),
         ("trainer.precision", "bf16-mixed"),
-        ("callbacks.early_stopping", {"patience": 3}),
+        ("callbacks.early_stopping", {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "patience": 3}),
+        ("callbacks.swa", {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging"}),
     ],
 )
 def test_what_can_change_the_result_changes_it(key: str, value: Any) -> None:
     assert signature(changed(key, value), "data") != signature(CONFIG, "data")
-    assert is_inside(key)
+    assert is_inside(key, changed(key, value)["callbacks"])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_what_can_change_the_result_changes_it(key: str, value: Any) -> None:
 )
 def test_what_cannot_does_not(key: str, value: Any) -> None:
     assert signature(changed(key, value), "data") == signature(CONFIG, "data")
-    assert not is_inside(key)
+    assert not is_inside(key, changed(key, value)["callbacks"])
 
 
 def test_data_and_device_count_belong_to_it() -> None:

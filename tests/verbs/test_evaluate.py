@@ -25,7 +25,7 @@ def test_the_same_views_give_what_the_run_reported(run: Command, classifier: Run
     assert found["test"] == pytest.approx(before["test"])
     assert classifier.read_summary() == before
     redrawn = {path.name for path in classifier.pictures.iterdir() if path.stat().st_mtime_ns > drawn.get(path, 0)}
-    assert redrawn == {"contact_sheet.png", "confusion_matrix.png"}
+    assert redrawn - {"mistakes", "contact_sheet.mp4"} == {"contact_sheet.png", "confusion_matrix.png", "mistakes.png"}
 
 
 def test_the_form_of_evaluation_json(run: Command, classifier: RunFolder) -> None:

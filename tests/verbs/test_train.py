@@ -25,7 +25,6 @@ from kinoscope.runs.checkpoints import read_checkpoint
 from kinoscope.runs.folder import RunFolder
 
 QUICK = [*AUTOENCODER, *ONE_EPOCH, "callbacks.reconstructions=null", "trainer.limit_test_batches=1"]
-EACH_STEP = "trainer.log_every_n_steps=1"
 STOP = "lightning.pytorch.callbacks.EarlyStopping"
 
 
@@ -48,7 +47,7 @@ def newest() -> RunFolder:
 
 def test_the_folder_holds_what_the_design_says_and_nothing_else(classifier: RunFolder, home: Path) -> None:
     files = {path.name for path in classifier.path.iterdir()}
-    assert files - {".lock", "evaluation.json"} == {
+    assert files - {".lock", "evaluation.json", "report.png"} == {  # which other tests of the same run leave
         "config.yaml", "provenance.json", "train.log", "metrics.csv", "summary.json", "checkpoints", "pictures",
     }  # fmt: skip
     assert {path.name for path in (classifier.path / "checkpoints").iterdir()} == {
@@ -66,7 +65,8 @@ def test_the_folder_holds_what_the_design_says_and_nothing_else(classifier: RunF
 
 def test_the_summary(classifier: RunFolder) -> None:
     summary = classifier.read_summary()
-    assert list(summary) == ["status", "signature", "seconds", "steps", "monitor", "best", "last", "test"]
+    measured = ["seconds", "steps", "monitor", "best", "last", "test", "time", "memory", "skipped"]
+    assert list(summary) == ["status", "signature", "devices", *measured]
     assert summary["status"] == "finished"
     assert classifier.path.name.endswith(f"-{summary['signature']}")
     assert summary["seconds"] > 0
@@ -166,8 +166,15 @@ def test_debug(kind: str, run: Command) -> None:
     assert found.read_summary()["test"]
     assert list(found.pictures.glob("*.png"))
     if kind == "profile":
-        assert "run_training_epoch" in outcome.err + found.log_file.read_text()
         assert outcome.out == f"{found.path}\n"
+        assert str(found.path / "profile.txt") in outcome.err
+        table = (found.path / "profile.txt").read_text()
+        assert "3 training steps" in table, "the eight of this training less the five before recording"
+        assert "aten::convolution" in table
+        trace = json.loads((found.path / "trace.json").read_text())
+        assert {"ProfilerStep#5", "ProfilerStep#6", "ProfilerStep#7"} <= {
+            event["name"] for event in trace["traceEvents"]
+        }
 
 
 # Lightning's arguments mean what its users know
@@ -225,7 +232,6 @@ def test_a_schedule_and_its_monitor(here: Path) -> None:
         "+model.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 8}",
         "++model.scheduler_interval=step",
         "model.optimizer.lr=0.1",
-        EACH_STEP,
     )
     rates = column(run, "lr-Adam")
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
@@ -233,8 +239,31 @@ def test_a_schedule_and_its_monitor(here: Path) -> None:
 
 def test_a_schedule_of_epochs(here: Path) -> None:
     step = "+model.scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1, gamma: 0.1}"
-    run = train("trainer.max_epochs=3", "trainer.limit_train_batches=2", "model.optimizer.lr=0.1", EACH_STEP, step)
+    run = train("trainer.max_epochs=3", "trainer.limit_train_batches=2", "model.optimizer.lr=0.1", step)
     assert column(run, "lr-Adam") == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+CRITIC = [*GAN, "callbacks.samples=null", "model.critic_steps=3", "model.log_every=5"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[*QUICK, "model.log_every=2", "trainer.accumulate_grad_batches=4"], CRITIC,
+     [*CRITIC, "trainer.accumulate_grad_batches=2"]],
+    ids=["accumulated", "gan", "gan-accumulated"],
+)  # fmt: skip
+def test_there_is_one_clock(here: Path, command: list[str]) -> None:
+    """And a window's means have the learning rates beside them."""
+    batches = ["data.batch_size=16", "trainer.limit_train_batches=32", "trainer.val_check_interval=16"]
+    run = RunFolder.open(kinoscope.train([*command, *ONE_EPOCH, *batches, "trainer.limit_test_batches=1"]))
+    with run.metrics_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == run.read_summary()["steps"]
+    windows = [any(value for name, value in row.items() if name.startswith("train/")) for row in rows]
+    assert any(windows)
+    assert [bool(row["lr-Adam"]) for row in rows] == windows
 
 
 # The guard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -57,6 +58,15 @@ class Choice(Generic[Item]):
         if len(self) > self.size:
             _, last = max(self._turns(), key=lambda pair: (pair[0], pair[1].key))
             self._entries.remove(last)
+
+    @classmethod
+    def of(cls, parts: Sequence[Choice[Item]]) -> Choice[Item]:
+        """What one choice would keep of a stream of which each of the ``parts`` has seen a share."""
+        whole = cls(parts[0].size)
+        for part in parts:
+            for entry in part._entries:
+                whole.add(entry.label, entry.key, entry.item)
+        return whole
 
     def first(self, n: int) -> list[Item]:
         """The first ``n`` items in turn, in that order."""

@@ -6,6 +6,7 @@ README, the smallest text is about 10 pixels high. Colours are Okabe and Ito's (
 apart; no picture says anything by colour alone.
 
 matplotlib is imported here when a picture is drawn, and used through its objects alone: no pyplot, no global state.
+torch is not imported for drawing: commands that only look at finished runs draw too, and answer in a second.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import lightning.pytorch as pl
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kinoscope.contracts import DataSpec
 from kinoscope.errors import Refusal
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
     from matplotlib.axes import Axes
     from matplotlib.text import Text
     from PIL.Image import Image
+    from torch import Tensor
 
 log = logging.getLogger("kinoscope")
 
@@ -158,6 +158,8 @@ def enlarge(pixels: Pixels, width: int) -> Image:
 
 def as_pixels(images: Tensor) -> Pixels:
     """(…, C, H, W) in 0…1 → (…, H, W, 3) uint8 on the CPU; one channel becomes grey, values beyond are clipped."""
+    import torch
+
     images = images.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).movedim(-3, -1)
     return (images.expand(*images.shape[:-1], 3) if images.shape[-1] == 1 else images[..., :3]).numpy()
 
@@ -185,6 +187,8 @@ def looking(trainer: pl.Trainer, system: pl.LightningModule) -> Iterator[None]:
 
     A picture must not change the training: batch statistics in particular stay untouched.
     """
+    import torch
+
     modes = [(module, module.training) for module in system.modules()]
     system.eval()
     try:
@@ -218,16 +222,35 @@ def publish(
     except OSError as error:
         log.warning("picture %s was not written: %s", path, error.strerror or error)
         return
-    for logger in trainer.loggers if to_loggers else ():
-        log_image = getattr(logger, "log_image", None)
-        if log_image is None:
-            continue
-        try:
-            log_image(key=f"pictures/{key or name}", images=[picture])
-        except Exception as error:  # whatever a logger throws, the run is worth more than its picture
-            log.warning("%s did not take the picture %s: %s", type(logger).__name__, name, error)
+    if to_loggers:
+        hand_over(trainer, "log_image", key=f"pictures/{key or name}", images=[picture])
     if final:
         announce(path)
+
+
+def hand_over(
+    trainer: pl.Trainer,
+    verb: Literal["log_image", "log_video", "log_table", "log_histograms"],
+    **content: Any,
+) -> None:
+    """Gives something to see to each logger that has the ``verb``; what a logger throws is a warning.
+
+    The seam between callbacks, which know no logger, and loggers. All verbs but the first are kinoscope's own:
+
+    - ``log_image(key, images)``: pictures.
+    - ``log_video(key, path)``: an mp4 file.
+    - ``log_table(key, columns, rows)``: a column holds words, numbers, pictures, or paths of mp4 files.
+    - ``log_histograms(histograms, step)``: for each name the counts (n,) of its bins and their edges (n + 1,).
+    """
+    for logger in trainer.loggers:
+        log_it = getattr(logger, verb, None)
+        if log_it is None:
+            continue
+        try:
+            log_it(**content)
+        except Exception as error:  # whatever a logger throws, the run is worth more than its picture
+            what = f"{verb.removeprefix('log_')} {content.get('key', '')}".strip()
+            log.warning("%s did not take the %s: %s", type(logger).__name__, what, error)
 
 
 def announce(path: Path) -> None:

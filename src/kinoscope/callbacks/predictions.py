@@ -5,9 +5,8 @@ Both read the ``probs`` (B, K) and ``label`` that the system's ``test_step`` ret
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -27,39 +26,24 @@ from kinoscope.callbacks.drawing import (
     SMALL,
     TEXT,
     TITLE,
-    WIDTH,
     WRONG,
-    Pixels,
     Sheet,
-    as_pixels,
     extents,
+    hand_over,
     log,
     percent,
     plural,
     publish,
     require,
     spec_of,
-    unit_range,
 )
+from kinoscope.callbacks.tiles import Frames, Tile, draw_tiles, encode, film, frames_of
+from kinoscope.runs import agreement
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch
 
-STRIP = 4  # frames in the strip under a video's centre frame
 NAMED_CELLS = 20  # up to so many classes each cell of the matrix shows its count
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One sample of the contact sheet: its picture(s), and what was said of it."""
-
-    label: int
-    truth: str
-    predicted: str
-    probability: float
-    right: bool
-    centre: Pixels
-    strip: tuple[Pixels, ...] = ()
 
 
 class Evaluation(pl.Callback):
@@ -120,18 +104,22 @@ class ContactSheet(Evaluation):
 
     Samples are spread over the classes and are the same in every run on the same data. A quarter of them are mistakes,
     where there are so many, and the picture says so. A video shows its centre frame and, below, frames from its first
-    to its last, all of its middle view.
+    to its last, all of its middle view; in ``contact_sheet.mp4`` they move.
 
     Args:
         samples: how many to show.
         columns: tiles in a row.
+        fps: frames per second of the moving sheet.
     """
 
-    def __init__(self, samples: int = 24, columns: int = 6) -> None:
+    def __init__(self, samples: int = 24, columns: int = 6, fps: float = 8.0) -> None:
         if samples < 1 or columns < 1:
             raise ValueError(f"samples and columns must be at least 1, got {samples} and {columns}")
+        if fps < 1:
+            raise ValueError(f"fps must be at least 1, got {fps}")
         self.samples = samples
         self.columns = columns
+        self.fps = fps
         self._reset()
 
     def _reset(self) -> None:
@@ -143,38 +131,27 @@ class ContactSheet(Evaluation):
         self._reset()
 
     def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
-        probs, label = _probs_and_label(outputs)
+        probs, label = probs_and_label(outputs)
         probability, predicted = probs.max(dim=1)
-        right = _hits(predicted, label)
+        right = hits_of(predicted, label)
         self._counts += torch.tensor([len(right), int(right.sum())])
-        if not trainer.is_global_zero:
-            return
         names = spec_of(trainer, system).classes
         for i, key in enumerate(keys_of(batch["index"].cpu().numpy()).tolist()):
-            truths = [int(label[i])] if label.ndim == 1 else label[i].nonzero().flatten().tolist()
-            first = truths[0] if truths else -1
+            first = truths_of(label[i])[0]
             choice = self._right if right[i] else self._wrong
-            if not choice.wants(first, key):
-                continue
-            centre, strip = _frames(trainer, batch, i)
-            tile = Tile(
-                label=first,
-                truth=", ".join(names[truth] for truth in truths) or "none",
-                predicted=names[int(predicted[i])],
-                probability=float(probability[i]),
-                right=bool(right[i]),
-                centre=centre,
-                strip=strip,
-            )
-            choice.add(first, key, tile)
+            if choice.wants(first, key):
+                choice.add(first, key, tile_of(trainer, batch, i, names, predicted[i], probability[i], label[i]))
 
     def end(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str) -> None:
         seen, right = _summed(trainer, system, self._counts).tolist()
-        if len(self._right) + len(self._wrong):
-            tiles = choose_tiles(self._right, self._wrong, self.samples)
+        kept_right, kept_wrong = agreement.gather(self._right), agreement.gather(self._wrong)
+        if trainer.is_global_zero and seen:
+            tiles = choose_tiles(Choice.of(kept_right), Choice.of(kept_wrong), self.samples)
             noun = spec_of(trainer, system).modality
             sheet = draw_contact_sheet(tiles, self.columns, noun, seen, right, subset)
             publish(trainer, sheet.picture(), "contact_sheet", final=True)
+            if len(tiles[0].frames) > 1:
+                show(trainer, film(sheet, tiles, self.columns), "contact_sheet", self.fps)
         self._reset()
 
 
@@ -194,7 +171,7 @@ class ConfusionMatrix(Evaluation):
 
     def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
         if self._counts is not None:
-            self._counts += confusion(*_probs_and_label(outputs))
+            self._counts += confusion(*probs_and_label(outputs))
 
     def end(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str) -> None:
         if self._counts is None:
@@ -234,39 +211,12 @@ def draw_contact_sheet(
         right: how many of them were right.
         subset: where they are from, in words.
     """
-    gap, row_gap, caption = 0.16, 0.16, 0.4
-    columns = min(columns, len(tiles))
-    # Few samples get larger tiles, but not so large that the page becomes a poster.
-    width = min((WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns, 2.2)
-    height, breadth = tiles[0].centre.shape[:2]
-    picture = width * height / breadth
-    small = (width - (STRIP - 1) * 0.03) / STRIP
-    strip = small * height / breadth + 0.04 if tiles[0].strip else 0.0
-    rows = math.ceil(len(tiles) / columns)
-    pitch = picture + strip + caption + row_gap
     shown_right = sum(tile.right for tile in tiles)
     mistakes = len(tiles) - shown_right
     subtitle = f"{percent(right / seen)} of {plural(seen, noun)} right. Shown: {shown_right} right, {mistakes} wrong"
     if mistakes / len(tiles) > 1 - right / seen:
         subtitle += " (mistakes are over-represented)"
-    sheet = Sheet(
-        HEADER + rows * pitch - row_gap + MARGIN, f"{subset.capitalize()} {noun}s and what the network says", subtitle
-    )
-    for i, tile in enumerate(tiles):
-        left, top = MARGIN + (i % columns) * (width + gap), HEADER + (i // columns) * pitch
-        sheet.image(left, top, tile.centre, width)
-        for j, frame in enumerate(tile.strip):
-            sheet.image(left + j * (small + 0.03), top + picture + 0.04, frame, small)
-        colour = RIGHT if tile.right else WRONG
-        if not tile.right:
-            sheet.frame(left, top, width, picture + strip, WRONG, weight=2.5)
-        base = top + picture + strip + 0.19
-        chance = sheet.text(left + width, base, f"{100 * tile.probability:.0f} %", SMALL, colour, align="right")
-        room = width - sheet.extent(chance) - 0.06
-        sheet.text(left, base, ("✓ " if tile.right else "✗ ") + tile.predicted, SMALL, colour, "bold", room=room)
-        if not tile.right:
-            sheet.text(left, base + 0.16, f"truth: {tile.truth}", SMALL, INK, room=width)
-    return sheet
+    return draw_tiles(tiles, columns, f"{subset.capitalize()} {noun}s and what the network says", subtitle)
 
 
 def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], noun: str, subset: str = "test") -> Sheet:
@@ -353,23 +303,60 @@ def _summed(trainer: pl.Trainer, system: pl.LightningModule, counts: Tensor) -> 
     return cast(Tensor, trainer.strategy.reduce(counts.to(system.device), reduce_op="sum")).cpu()
 
 
-def _probs_and_label(outputs: Any) -> tuple[Tensor, Tensor]:
+def probs_and_label(outputs: Any) -> tuple[Tensor, Tensor]:
     """On the CPU, from what ``test_step`` returned: probs (B, K), label (B,) or (B, K)."""
     results = cast(Mapping[str, Tensor], outputs)
     return results["probs"].detach().float().cpu(), results["label"].cpu()
 
 
-def _hits(predicted: Tensor, label: Tensor) -> Tensor:
+def hits_of(predicted: Tensor, label: Tensor) -> Tensor:
     """(B,) bool: the best class is the true one, or one of the true ones."""
     return predicted == label if label.ndim == 1 else label.gather(1, predicted[:, None])[:, 0].bool()
 
 
-def _frames(trainer: pl.Trainer, batch: Batch, i: int) -> tuple[Pixels, tuple[Pixels, ...]]:
-    """The ``i``-th sample's centre frame and, of a moving one, ``STRIP`` frames from its first to its last."""
-    if "image" in batch:
-        return as_pixels(unit_range(trainer, batch["image"][i : i + 1])[0]), ()
-    clip = batch["clips"][i, batch["clips"].shape[1] // 2] if "clips" in batch else batch["video"][i]
-    frames = as_pixels(unit_range(trainer, clip[None])[0].movedim(1, 0))  # (T, H, W, 3)
-    t = len(frames)
-    strip = np.linspace(0, t - 1, STRIP).round().astype(int) if t > 1 else ()
-    return frames[t // 2].copy(), tuple(frames[j].copy() for j in strip)
+def truths_of(label: Tensor) -> list[int]:
+    """The true classes in one sample's label, () or (K,); −1 where there is none."""
+    return [int(label)] if label.ndim == 0 else label.nonzero().flatten().tolist() or [-1]
+
+
+def tile_of(
+    trainer: pl.Trainer,
+    batch: Batch,
+    i: int,
+    names: Sequence[str],
+    predicted: Tensor,
+    probability: Tensor,
+    label: Tensor,
+) -> Tile:
+    """The ``i``-th sample of a batch and what was said of it.
+
+    Args:
+        trainer: knows the preprocessing, which is undone.
+        batch: holds it.
+        i: its position in the batch.
+        names: of all classes.
+        predicted: (), its best class.
+        probability: (), of that class.
+        label: () int64, or (K,) multi-hot.
+    """
+    truths = truths_of(label)
+    return Tile(
+        label=truths[0],
+        truth=", ".join(names[truth] for truth in truths if truth >= 0) or "none",
+        predicted=names[int(predicted)],
+        probability=float(probability),
+        right=int(predicted) in truths,
+        frames=frames_of(trainer, batch, i),
+        index=int(batch["index"][i]),
+    )
+
+
+def show(trainer: pl.Trainer, frames: Frames, name: str, fps: float) -> None:
+    """Writes ``pictures/<name>.mp4`` in the run folder and hands it to the loggers; a failure is a warning."""
+    path = Path(trainer.default_root_dir) / "pictures" / f"{name}.mp4"
+    try:
+        encode(frames, path, fps)
+    except Exception as error:  # whatever the encoder throws, the run is worth more than its video
+        log.warning("video %s was not written: %s", path, error)
+        return
+    hand_over(trainer, "log_video", key=f"videos/{name}", path=path)

@@ -53,20 +53,21 @@ class Progress(TQDMProgressBar):
         self._began = time.monotonic()
         self._due = self._began + (0.0 if self.interactive else self.seconds)
 
-    def _advance(self, bar: Tqdm, words: str, batch_idx: int, total: float, postfix: str = "") -> None:
-        """Shows that the batch is done, unless something was shown a moment ago."""
-        now = time.monotonic()
-        last = self.interactive and batch_idx + 1 == total
-        if self.is_disabled or (now < self._due and not last):
-            return
+    def _is_due(self, batch_idx: int, total: float) -> bool:
+        """Whether this batch is to be shown: something else was not, a moment ago."""
+        if self.is_disabled:
+            return False
+        return time.monotonic() >= self._due or (self.interactive and batch_idx + 1 == total)
+
+    def _show(self, bar: Tqdm, words: str, batch_idx: int, total: float, postfix: str = "") -> None:
+        """Shows that the batch is done."""
         if self.interactive:
             bar.n = batch_idx + 1
             bar.set_postfix_str(postfix)  # redraws
-            self._due = now + REFRESH
         else:
             of = f"/{total:.0f}" if math.isfinite(total) else ""
             self._line(f"{words}, batch {batch_idx + 1}{of}", postfix)
-            self._due = now + self.seconds
+        self._due = time.monotonic() + (REFRESH if self.interactive else self.seconds)
 
     def _line(self, words: str, postfix: str = "") -> None:
         elapsed = f"{time.monotonic() - self._began:.0f} s"
@@ -114,11 +115,11 @@ class Progress(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        kind = next((key for key in UNITS if key in batch), None)
-        self._unit = UNITS.get(kind or "", "samples")
+        self._unit = next((unit for key, unit in UNITS.items() if key in batch), "samples")
         self.rate.add(len(next(iter(batch.values()))) * trainer.world_size)
-        bar, total = self.train_progress_bar, self.total_train_batches
-        self._advance(bar, _epoch(trainer), batch_idx, total, self._postfix(pl_module))
+        total = trainer.num_training_batches  # `total_train_batches` counts down where max_steps is given
+        if self._is_due(batch_idx, total):
+            self._show(self.train_progress_bar, _epoch(trainer), batch_idx, total, self._postfix(pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing: Lightning would read every logged tensor here."""
@@ -161,9 +162,9 @@ class Progress(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.sanity_checking:
-            total = self.total_val_batches_current_dataloader
-            self._advance(self.val_progress_bar, "validating", batch_idx, float(total))
+        total = float(self.total_val_batches_current_dataloader)
+        if not trainer.sanity_checking and self._is_due(batch_idx, total):
+            self._show(self.val_progress_bar, "validating", batch_idx, total)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.val_progress_bar.close()
@@ -191,8 +192,9 @@ class Progress(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        total = self.total_test_batches_current_dataloader
-        self._advance(self.test_progress_bar, "testing", batch_idx, float(total))
+        total = float(self.total_test_batches_current_dataloader)
+        if self._is_due(batch_idx, total):
+            self._show(self.test_progress_bar, "testing", batch_idx, total)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_test_end(trainer, pl_module)

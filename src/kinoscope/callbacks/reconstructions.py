@@ -30,6 +30,7 @@ from kinoscope.callbacks.drawing import (
     require,
     unit_range,
 )
+from kinoscope.runs import agreement
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch
@@ -70,7 +71,7 @@ class ReconstructionStrip(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self._collect(batch)
 
     def on_test_batch_end(
@@ -82,8 +83,7 @@ class ReconstructionStrip(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.is_global_zero:
-            self._collect(batch)
+        self._collect(batch)
 
     def _collect(self, batch: Batch) -> None:
         labels = batch["label"].cpu().tolist() if "label" in batch and batch["label"].ndim == 1 else None
@@ -99,14 +99,16 @@ class ReconstructionStrip(pl.Callback):
         self._publish(trainer, pl_module, "test", final=True)
 
     def _publish(self, trainer: pl.Trainer, system: pl.LightningModule, subset: str, final: bool) -> None:
-        if not (trainer.is_global_zero and len(self._choice)):
-            return
-        images = torch.stack(self._choice.first(self.samples)).to(system.device)
+        chosen = Choice.of(agreement.gather(self._choice)).first(self.samples)
         self._choice = Choice(self.samples)
+        if not chosen:
+            return
+        images = torch.stack(chosen).to(system.device)  # on every rank: a sharded network runs on all or on none
         with looking(trainer, system):
             reconstructions = cast(Any, system).reconstruct({"image": images})
             pair = [unit_range(trainer, x).float().cpu() for x in (images, reconstructions)]
-        publish(trainer, draw_strip(*pair, subset=subset).picture(), "reconstructions", final=final)
+        if trainer.is_global_zero:
+            publish(trainer, draw_strip(*pair, subset=subset).picture(), "reconstructions", final=final)
 
 
 def draw_strip(images: Tensor, reconstructions: Tensor, subset: str) -> Sheet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,28 +11,30 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kinoscope.config.build import instantiate
 from kinoscope.contracts import DataSpec
 from kinoscope.errors import Refusal
+from kinoscope.launch import ranks
 from kinoscope.runs.fit_loop import repair
 from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
+from kinoscope.systems.tuning import require_tunable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
 
 TRUSTED = ("kinoscope", "torch.nn", "torch.optim")
 """Packages whose classes a stored config may name: a config from elsewhere is data, not code."""
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain containers. Raises `Refusal` for what is not set."""
-    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
 
 
 def build_spec(config: DictConfig) -> DataSpec:
@@ -76,6 +79,13 @@ def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | Non
     return _complete(_refusing("logger", config.logger, None), context)
 
 
+def try_callbacks(config: DictConfig) -> None:
+    """Makes those callbacks once that need nothing of the run, for what they reject. Raises `Refusal`."""
+    for name, node in config.callbacks.items():
+        if node is not None and not node.get("_partial_"):
+            _refusing(f"callbacks.{name}", node, None)
+
+
 def try_optimizers(system: System) -> None:
     """Makes the optimizers and schedules once, for what they reject. Raises `Refusal`."""
     try:
@@ -84,56 +94,126 @@ def try_optimizers(system: System) -> None:
         raise Refusal(f"model: {error}") from error
 
 
-def try_trainer(config: DictConfig, system: System) -> None:
-    """Makes the Trainer once, for what it rejects: an absent accelerator, options that do not fit together."""
-    trainer = config.trainer
-    if not system.automatic_optimization and (
-        trainer.get("gradient_clip_val") is not None or trainer.get("accumulate_grad_batches", 1) != 1
-    ):
-        raise Refusal(
-            f"trainer: {type(system).__name__} steps its own optimizers, which Lightning neither clips nor accumulates "
-            "for; leave gradient_clip_val and accumulate_grad_batches out"
-        )
+def try_trainer(config: DictConfig, system: System) -> pl.Trainer:
+    """Makes a Trainer for what it rejects, an absent device or options that do not fit together, and for its ranks."""
     with quiet():
-        _refusing("trainer", trainer, None, logger=False, enable_progress_bar=False, enable_checkpointing=False)
-
-
-def require_one_device(trainer: DictConfig | Mapping[str, Any]) -> None:
-    """Raises `Refusal` for what would start several processes: metrics, folders and noise are not shared out yet."""
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    strategy = trainer.get("strategy", "auto")
-    several = len(devices) > 1 if isinstance(devices, ListConfig | list) else str(devices) not in ("1", "auto", "-1")
-    if str(devices) in ("auto", "-1") and trainer.get("accelerator") != "cpu":
-        several = torch.cuda.device_count() > 1
-    if several or nodes != 1 or strategy not in ("auto", "single_device"):
-        raise Refusal(
-            f"trainer: a run has one device so far, got devices={devices}, num_nodes={nodes}, strategy={strategy}; "
-            "choose one, as in trainer.devices=1 or trainer.devices=[3]"
-        )
+        trainer = _trainer(config, system, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    device = trainer.strategy.root_device
+    if config.trainer.get("sync_batchnorm") and device.type == "cpu" and trainer.world_size > 1:
+        raise Refusal("trainer.sync_batchnorm needs GPUs; leave it out on a CPU")
+    require_tunable(system, config.get("compile"), config.get("channels_last"), device)
+    return trainer
 
 
 def build_trainer(
-    config: DictConfig, folder: Path | None, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], **extra: Any
+    config: DictConfig,
+    system: System,
+    folder: Path | None,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+    plugins: Sequence[Any] = (),
 ) -> pl.Trainer:
-    """Lightning's Trainer; shuffling over ranks is the loaders' own business, hence no distributed sampler.
+    """Lightning's Trainer.
 
     The progress bar is one of ``callbacks``, or there is none: Lightning's own writes to stdout, which is for results.
     """
     bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     shown = bool(bars) and config.trainer.get("enable_progress_bar", True)
-    trainer = _refusing(
-        "trainer",
-        config.trainer,
-        None,
+    trainer = _trainer(
+        config,
+        system,
+        plugins,
         callbacks=[callback for callback in callbacks if shown or callback not in bars],
         enable_progress_bar=shown,
         logger=list(loggers),
         default_root_dir=folder and str(folder),
-        use_distributed_sampler=False,
-        **extra,
     )
     repair(trainer)
     return trainer
+
+
+def _trainer(config: DictConfig, system: System, plugins: Sequence[Any] = (), **extra: Any) -> pl.Trainer:
+    """Shuffling over ranks is the loaders' own business, hence no distributed sampler."""
+    _require_sound(config.trainer)
+    if not system.automatic_optimization:
+        extra |= _handed_over(config.trainer, system)
+    trainer = _refusing(
+        "trainer",
+        config.trainer,
+        None,
+        accelerator=_accelerator(config.trainer),
+        strategy=_strategy(config.trainer, system),
+        use_distributed_sampler=False,
+        plugins=[*plugins, *_cluster()],
+        **extra,
+    )
+    if config.trainer.get("precision") == "16-mixed" != trainer.precision:
+        raise Refusal("trainer.precision=16-mixed needs a GPU; on a CPU choose bf16-mixed")
+    return trainer
+
+
+def _accelerator(trainer: Mapping[str, Any]) -> str:
+    """What ``trainer.accelerator`` means; never an Apple GPU, which has no float64 to sum metrics in."""
+    asked = str(trainer.get("accelerator", "auto"))
+    if asked == "mps":
+        raise Refusal("trainer.accelerator=mps: metrics are summed in float64, which Apple's GPUs lack; choose cpu")
+    return "cpu" if asked == "auto" and torch.backends.mps.is_available() else asked
+
+
+def _require_sound(trainer: Mapping[str, Any]) -> None:
+    """Raises `Refusal` for what Lightning takes without a word, or fails on in the middle of the work."""
+    accumulate, clip = trainer.get("accumulate_grad_batches", 1), trainer.get("gradient_clip_val")
+    if accumulate < 1:
+        raise Refusal(f"trainer.accumulate_grad_batches must be at least 1, got {accumulate}")
+    if clip is not None and clip <= 0:
+        raise Refusal(f"trainer.gradient_clip_val must be positive, got {clip}; null clips nothing")
+
+
+def _handed_over(trainer: Mapping[str, Any], system: System) -> dict[str, Any]:
+    """Gives a system that steps its own optimizers what Lightning refuses to do for it; returns what is left for it."""
+    left: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+    try:
+        system.take_over(*(trainer.get(key, default) for key, default in left.items()))
+    except ValueError as error:
+        raise Refusal(f"trainer: {error}") from error
+    return left
+
+
+def _strategy(trainer: Mapping[str, Any], system: System) -> Any:
+    """What ``trainer.strategy`` means for this system and this number of devices. Raises `Refusal`."""
+    chosen, size = trainer.get("strategy", "auto"), ranks.world_size(trainer)
+    started = ranks.started(default=size)
+    if started != size:
+        raise Refusal(f"trainer: {started} processes were started, but trainer.devices × trainer.num_nodes is {size}")
+    if isinstance(chosen, str) and chosen.endswith(("_spawn", "_fork", "_notebook")):
+        raise Refusal(f"trainer.strategy={chosen} starts ranks in Lightning's way; choose ddp, whose ranks are ours")
+    strategy = instantiate(chosen) if isinstance(chosen, Mapping) else chosen
+    name = type(system).__name__
+    if isinstance(strategy, ModelParallelStrategy):
+        if size == 1:
+            raise Refusal("trainer.strategy: a model is shared out over several devices, but there is one; choose auto")
+        if not system.fsdp:
+            raise Refusal(f"trainer.strategy: {name} cannot be shared out over devices; train it with trainer=ddp")
+    if size == 1:
+        return "auto" if strategy == "ddp" else strategy
+    if not system.ddp:
+        raise Refusal(f"trainer: {name} works on one device, got {size}; choose trainer.devices=1")
+    if strategy in ("auto", "ddp"):
+        return DDPStrategy(find_unused_parameters=system.find_unused_parameters)
+    return strategy
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """Where the ranks come from, if Lightning would guess wrong or do too much.
+
+    Those that we have started are ours inside of a SLURM job as well. Where ``srun`` has started them, Lightning's
+    requeueing is left out: it would act in the middle of a step, and on a checkpoint of its own. A run stops where it
+    can be resumed and exits with 75; whoever submitted it decides what comes next.
+    """
+    if ranks.SCRATCH in os.environ:
+        return [LightningEnvironment()]
+    theirs = not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()  # Lightning's own order of looking
+    return [SLURMEnvironment(auto_requeue=False)] if theirs else []
 
 
 def _complete(built: Any, context: Mapping[str, Any]) -> Any:

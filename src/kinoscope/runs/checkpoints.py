@@ -15,19 +15,23 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from torch import nn
 
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
+from kinoscope.runs import agreement
+from kinoscope.runs.agreement import AgreedStop
+from kinoscope.runs.fit_loop import stopwatch
 from kinoscope.runs.folder import RunFolder
 from kinoscope.runs.interrupt import StopRequest
 from kinoscope.runs.loggers import MetricsFile
+from kinoscope.runs.renames import renamed_weights
 from kinoscope.systems.base import System
 from kinoscope.systems.window import NonFinite
 
 log = logging.getLogger("kinoscope")
 
-FORMAT = 1  # of the "kinoscope" part of a checkpoint
+FORMAT = 2  # of the "kinoscope" part of a checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,6 +60,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise KinoscopeError(f"'{path}' cannot be written ({reason}); the last good checkpoint stands") from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights come in today's names."""
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        return {**checkpoint, "state_dict": renamed_weights(checkpoint["state_dict"])}
 
 
 def keep_as(path: Path, other: Path) -> None:
@@ -109,7 +118,7 @@ class RunCheckpoint(Checkpoint):
         super().__init__()
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
-        self.run, self.stop, self.metrics = run, stop, metrics
+        self.run, self.stop, self.metrics = run, AgreedStop(stop), metrics
         self.identity = dict(identity)
         self.monitor, self.mode = monitor, mode
         self.every_n_steps = every_n_steps
@@ -127,16 +136,19 @@ class RunCheckpoint(Checkpoint):
             # Plateau schedules and early stopping may look at a validation from before the stop.
             values = {name: torch.tensor(value, dtype=torch.float64) for name, value in self._loaded["logged"].items()}
             trainer._logger_connector._callback_metrics.update(values)
-            restore_rng(self._loaded["rng"])  # nothing may draw between here and the first batch
+            states = self._loaded["rng"]  # of each rank; format 1 knew only one
+            own = states[trainer.global_rank] if isinstance(states, list) else states
+            restore_rng(own)  # nothing may draw between here and the first batch
             self._loaded = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.stop.vote()
         every = self.every_n_steps
         ending = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
         self._due |= bool(self.stop) or ending or (every is not None and (batch_idx + 1) % every == 0)
-        if self._due and not trainer.is_last_batch and not validation_follows(trainer):
+        if self._due and self._may_save(trainer, pl_module) and not validation_follows(trainer):
             self._save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,27 +156,41 @@ class RunCheckpoint(Checkpoint):
             return
         self._keep_best(trainer, pl_module)
         self._due |= trainer.should_stop  # early stopping has just looked at the same metrics
-        if self._due and not trainer.is_last_batch:
+        if self._due and self._may_save(trainer, pl_module):
             self._save_last(trainer, pl_module)
+
+    @staticmethod
+    def _may_save(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Within an epoch, and not while gradients of an unfinished update wait, which no checkpoint holds."""
+        return not trainer.is_last_batch and as_system(pl_module).between_updates
 
     def on_epoch_complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_last_batch:  # else the epoch was cut short, and its last batch has been saved as such
             self._save_last(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        callbacks: list[pl.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set at run time
+        left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+        if any(seconds is not None and seconds <= 0 for seconds in left):
+            log.info("trainer.max_time is used up; resume=%s with a higher one goes on", self.run.path)
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.arm()
 
     def on_test_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        self.stop.vote()
         if self.stop:
             self._interrupt()
 
     def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._due = False
         system = as_system(pl_module)
-        if system.resumes_mid_epoch or trainer.is_last_batch:
-            check_finite(system)
-            trainer.save_checkpoint(self.run.checkpoint("last"))
-        self._report(trainer, system)
+        with stopwatch(trainer).during("checkpoints"):
+            if system.resumes_mid_epoch or trainer.is_last_batch:
+                agreement.together(lambda: check_finite(system))
+                trainer.save_checkpoint(self.run.checkpoint("last"))
+            self._report(trainer, system)
+        self.stop.settle()
         if self.stop:
             self._interrupt()
 
@@ -182,11 +208,14 @@ class RunCheckpoint(Checkpoint):
         unbeaten = bool(self.best) and not math.isnan(self.best[self.monitor])
         if not unbeaten or sign * value > sign * self.best[self.monitor]:
             system = as_system(pl_module)
-            check_finite(system)
-            self.best = {**values, "step": system.clock}
-            trainer.save_checkpoint(self.run.checkpoint("best"))
+            with stopwatch(trainer).during("checkpoints"):
+                agreement.together(lambda: check_finite(system))
+                self.best = {**values, "step": system.clock}
+                trainer.save_checkpoint(self.run.checkpoint("best"))
 
     def _report(self, trainer: pl.Trainer, system: System) -> None:
+        if not trainer.is_global_zero:
+            return
         self.run.write_summary(
             seconds=round(self._seconds_before + time.monotonic() - self._started, 1),
             steps=system.clock,
@@ -206,7 +235,7 @@ class RunCheckpoint(Checkpoint):
             "logged": logged(trainer),
             "metrics": self.metrics.state_dict(),
             "preprocess": preprocess_of(trainer).state_dict(),
-            "rng": collect_rng(),
+            "rng": agreement.gather(collect_rng()),
         }
 
     def on_load_checkpoint(
@@ -216,8 +245,13 @@ class RunCheckpoint(Checkpoint):
             return
         state = checkpoint["kinoscope"]
         self.best = dict(state["best"])
-        self.metrics.load_state_dict(state["metrics"])
         self._loaded = state
+        if not trainer.is_global_zero:
+            return
+        self.metrics.load_state_dict(state["metrics"])
+        # A kill may have come between this checkpoint and its summary, and may have left nothing to train.
+        steps = checkpoint["global_step"]
+        self.run.write_summary(steps=steps, best=self.best, last={**state["logged"], "step": steps})
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
@@ -289,11 +323,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise KinoscopeError(f"'{path}' is not a whole, safe checkpoint ({_first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "kinoscope" not in checkpoint:
         raise KinoscopeError(f"'{path}' was not written by kinoscope")
+    checkpoint["state_dict"] = renamed_weights(checkpoint["state_dict"])
     return checkpoint
 
 
 def resumable(run: RunFolder, signature: str) -> Path | None:
     """The newest whole checkpoint of a run: ``last``, or ``previous`` if that is torn; None if there is none.
+
+    A torn ``last`` is set aside as ``torn.ckpt``; only the folder's owner may call this.
 
     Raises:
         Refusal: the checkpoint belongs to another run's config, or all that are there are torn.
@@ -313,6 +350,8 @@ def resumable(run: RunFolder, signature: str) -> Path | None:
             raise Refusal(f"'{path}' belongs to another experiment (signature {theirs}, this run's is {signature})")
         if faults:
             log.warning("%s; falling back to %s", "; ".join(faults), path)
+            torn = run.checkpoint("last")
+            torn.replace(torn.with_name("torn.ckpt"))  # the next checkpoint would keep it as `previous`
         return path
     if faults:
         raise Refusal(f"nothing to resume from: {'; '.join(faults)}")

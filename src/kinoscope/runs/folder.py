@@ -21,6 +21,7 @@ from kinoscope.errors import KinoscopeError, Refusal
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+TELL = "KINOSCOPE_TELL"  # names a file in which whoever started this process looks for its run folder
 Status = Literal["running", "interrupted", "failed", "finished"]
 
 
@@ -35,6 +36,9 @@ class RunFolder:
         self.path = path
         self._lock = FileLock(str(path / ".lock"))
 
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
+        return type(self), (self.path,)  # in another process, the same folder without this one's lock
+
     @classmethod
     def create(cls, output_dir: str | Path, name: str, signature: str) -> RunFolder:
         """Makes ``<output_dir>/<name>/<date_time>-<signature>``. Raises `Refusal` where nothing can be written."""
@@ -45,16 +49,19 @@ class RunFolder:
             for attempt in range(1, 1000):  # two runs may start in one second
                 path = parent / (f"{stamp}-{signature}" if attempt == 1 else f"{stamp}.{attempt}-{signature}")
                 try:
-                    path.mkdir()
-                    break
+                    return cls.make(path)
                 except FileExistsError:
                     continue
-            else:
-                raise OSError("a thousand runs in one second")
-            for inner in ("checkpoints", "pictures"):
-                (path / inner).mkdir()
+            raise OSError("a thousand runs in one second")
         except OSError as error:
             raise Refusal(f"output_dir: no run folder can be made in '{parent}' ({error.strerror or error})") from error
+
+    @classmethod
+    def make(cls, path: Path) -> RunFolder:
+        """An empty run folder at ``path``. Raises `OSError`, `FileExistsError` if there is something already."""
+        path.mkdir(parents=True)
+        for inner in ("checkpoints", "pictures"):
+            (path / inner).mkdir()
         return cls(path)
 
     @classmethod
@@ -67,6 +74,13 @@ class RunFolder:
         if missing:
             raise Refusal(f"'{path}' is not a run folder: it holds no {' and no '.join(missing)}")
         return folder
+
+    @property
+    def stamp(self) -> str:
+        """When the run began, from its folder's name; a stage's is its run's, with its own name."""
+        if self.path.parent.name == "stages":
+            return f"{RunFolder(self.path.parent.parent).stamp}-{self.path.name}".replace("_", "-")
+        return self.path.name.rpartition("-")[0].replace("_", "-")
 
     @property
     def config_file(self) -> Path:
@@ -95,40 +109,61 @@ class RunFolder:
     def checkpoint(self, name: Literal["best", "last", "previous"]) -> Path:
         return self.path / "checkpoints" / f"{name}.ckpt"
 
+    def trained(self, name: Literal["best", "last"] = "best") -> Path:
+        """What the run has come to: the checkpoint of that name; ``best`` is ``last`` where nothing is monitored.
+
+        Raises:
+            Refusal: there is none yet.
+        """
+        paths = [self.checkpoint(name), self.checkpoint("last")]
+        for path in paths:
+            if path.exists():
+                return path
+        raise Refusal(f"'{self.path}' holds no checkpoint yet: let it train first, or resume it")
+
     def lock(self) -> None:
         """Claims the folder for this process until it ends. Raises `Refusal` while another process works in it."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Refusal(f"another process is working in '{self.path}': wait for it, or stop it first") from None
+        except OSError as error:
+            raise Refusal(f"'{self.path}' cannot be worked in ({error.strerror or error})") from error
 
     def is_live(self) -> bool:
         """Whether a process holds the folder's lock now. It is freed when that process ends, however it ends."""
+        lock = self.path / ".lock"
+        if not lock.exists():
+            return False
         try:
-            with FileLock(str(self.path / ".lock"), timeout=0):
+            with FileLock(str(lock), timeout=0):
                 return False
         except Timeout:
             return True
+        except OSError:  # a folder that may only be read; whoever works there may write
+            return _is_held(lock)
 
     def unlock(self) -> None:
         self._lock.release()
 
     def drop_unfinished_writes(self) -> None:
-        """Removes the temporary file that a kill in the middle of a checkpoint leaves; only for the folder's owner."""
-        for leftover in (self.path / "checkpoints").glob(".*"):
+        """Removes the temporary files that a kill in the middle of a write leaves; only for the folder's owner."""
+        for leftover in (*self.path.glob(".*.*.*"), *(self.path / "checkpoints").glob(".*")):
             leftover.unlink(missing_ok=True)
 
     def begin_anew(self) -> None:
         """Drops what a run left that never got as far as its first ``last.ckpt``."""
         self.metrics_file.unlink(missing_ok=True)
         self.checkpoint("best").unlink(missing_ok=True)
-        self.write_summary(seconds=0.0, steps=0, best={}, last={}, test={})
+        self.write_summary(seconds=0.0, steps=0, best={}, last={}, test={}, time={}, memory={})
 
     def read_config(self) -> DictConfig:
-        """The run's config, resolved. Raises `Refusal` if the file is damaged."""
+        """The run's config, resolved, in today's names. Raises `Refusal` if the file is damaged."""
         from omegaconf import DictConfig, OmegaConf
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
+
+        from kinoscope.runs.renames import current
 
         try:
             config = OmegaConf.load(self.config_file)
@@ -137,7 +172,7 @@ class RunFolder:
             raise Refusal(f"'{self.config_file}' is damaged ({reason}); take it back from a copy") from None
         if not isinstance(config, DictConfig) or not {"model", "data"} <= config.keys():
             raise Refusal(f"'{self.config_file}' is not a run's config")
-        return config
+        return current(config)
 
     def read_summary(self) -> dict[str, Any]:
         try:
@@ -151,6 +186,20 @@ class RunFolder:
         write_json(self.summary_file, {**summary, **fields})
 
 
+def _is_held(lock: Path) -> bool:
+    """What FileLock would say, if the file could be written."""
+    try:
+        import fcntl
+
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 def require_writable(output_dir: str | Path) -> None:
     """Raises `Refusal` where no folder can be made in ``output_dir``, and leaves nothing behind."""
     nearest = Path(output_dir).absolute()
@@ -160,6 +209,13 @@ def require_writable(output_dir: str | Path) -> None:
         Path(tempfile.mkdtemp(prefix=".kinoscope-", dir=nearest)).rmdir()
     except OSError as error:
         raise Refusal(f"output_dir: nothing can be written in '{nearest}' ({error.strerror or error})") from error
+
+
+def tell(folder: Path) -> None:
+    """Notes a run's folder for whoever started this process and wants to know it before the run ends."""
+    note = os.environ.pop(TELL, None)  # it is not for this process's own children
+    if note is not None:
+        write_text(Path(note), f"{folder}\n")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,16 +1,18 @@
-"""Ctrl-C and SIGTERM ask a run to stop; it stops itself, where it can be resumed."""
+"""Ctrl-C, SIGTERM and a cluster's warning ask a run to stop; it stops itself, where it can be resumed."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-log = logging.getLogger("kinoscope")
+from kinoscope.launch.processes import STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+log = logging.getLogger("kinoscope")
 
 
 class StopRequest:
@@ -18,9 +20,13 @@ class StopRequest:
 
     Use as a context manager around the work. Lightning installs handlers of its own when a fit begins (a SIGTERM would
     then end a validation without saving), so `arm` is called again from inside.
+
+    Args:
+        promise: what is said to follow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, promise: str = "stopping at the next batch boundary and saving") -> None:
+        self.promise = promise
         self.reason: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -28,22 +34,19 @@ class StopRequest:
         return self.reason is not None
 
     def __enter__(self) -> StopRequest:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python refuses handlers elsewhere (notebooks are fine)
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        if _in_main_thread():
+            self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
             self.arm()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _restore(self._before)
         self._before = {}
 
     def arm(self) -> None:
-        """Makes this the handler of both signals (again)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+        """Makes this the handler of all these signals (again)."""
+        if _in_main_thread():
+            for number in STOP_SIGNALS:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,5 +54,32 @@ class StopRequest:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = name
-        again = "; press Ctrl-C again to abort without saving" if number == signal.SIGINT else ""
-        log.warning("%s: stopping at the next batch boundary and saving%s", name, again)
+        again = "; press Ctrl-C again to abort at once" if number == signal.SIGINT else ""
+        log.warning("%s: %s%s", name, self.promise, again)
+
+
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """Inside, all these signals do what Ctrl-C does before a run has begun: nothing is there yet to be saved.
+
+    By default they would end the process with a code of their own, and whoever waits for 75 would not start it again.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    others = [number for number in STOP_SIGNALS if number != signal.SIGINT]
+    before = {number: signal.signal(number, interrupt) for number in others} if _in_main_thread() else {}
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()  # Python refuses handlers elsewhere (as in notebooks)
+
+
+def _restore(before: dict[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinoscope.contracts import Batch, DataSpec
 from kinoscope.data.clips import view_starts
-from kinoscope.errors import KinoscopeError, Refusal
+from kinoscope.errors import KinoscopeError
 from kinoscope.runs.build import TRUSTED, build_preprocess, build_system
 from kinoscope.runs.checkpoints import read_checkpoint
 from kinoscope.runs.folder import RunFolder
@@ -131,11 +131,7 @@ def load_run(folder: str | Path, checkpoint: CheckpointName = "best", trust: Seq
     run = RunFolder.open(folder)
     config = run.read_config()
     allowed = (*TRUSTED, *trust)
-    path = run.checkpoint(checkpoint)
-    if checkpoint == "best" and not path.exists():
-        path = run.checkpoint("last")
-    if not path.exists():
-        raise Refusal(f"'{run.path}' holds no checkpoint yet: let it train first, or resume it")
+    path = run.trained(checkpoint)
     system = build_system(config, allowed)
     preprocess = build_preprocess(config, allowed)
     state = read_checkpoint(path)

@@ -1,25 +1,27 @@
-"""Where metrics go: always ``metrics.csv``, and Weights & Biases or TensorBoard by choice."""
+"""Where metrics go: always ``metrics.csv``, and TensorBoard by choice (for Weights & Biases see wandb.py)."""
 
 from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs.folder import RunFolder, write_text
 
-log = logging.getLogger("kinoscope")
-
 FIRST_COLUMNS = ("step", "epoch", "seconds")
+
+Histogram: TypeAlias = "tuple[np.ndarray, np.ndarray]"  # counts (n,) and edges (n + 1,)
 
 
 class MetricsFile(Logger):
@@ -113,6 +115,10 @@ class MetricsFile(Logger):
         write_text(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint. The rows that it counts are on the disk before it is, so that no power cut takes them."""
+        if self._rows:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
         return {"columns": list(self._columns), "rows": self._rows, "newest": dict(self._newest)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,121 +138,51 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-class WandB(Logger):
-    """Weights & Biases, with the system's clock as every x-axis.
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, which also takes what callbacks draw. TensorBoard knows no tables, and no videos that are files.
 
     Args:
-        run: an initialised ``wandb`` run.
+        folder: where the event files lie.
     """
 
-    def __init__(self, run: Any) -> None:
-        super().__init__()
-        self.run = run
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")  # never step=: W&B drops what arrives out of order there
-
-    @property
-    def name(self) -> str:
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        return self.run.id
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+        self._shown: Counter[str] = Counter()
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved config is handed over when the run begins."""
+    def log_image(self, key: str, images: Sequence[Any]) -> None:
+        """Pictures as PIL images. They are numbered: callbacks draw one anew, not at a step."""
+        for position, image in enumerate(images):
+            name = key if len(images) == 1 else f"{key}/{position}"
+            self.experiment.add_image(name, np.asarray(image), self._shown[name], dataformats="HWC")
+            self._shown[name] += 1
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.run.log({**metrics, "step": step})
-
-    @rank_zero_only
-    def log_image(self, key: str, images: Sequence[Any], **_: Any) -> None:
-        """Pictures: PIL images, arrays or paths."""
-        import wandb
-
-        self.run.log({key: [wandb.Image(str(image) if isinstance(image, Path) else image) for image in images]})
-
-    @rank_zero_only
-    def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
-        """Ends the run with its exit code; its summary shows the best values, not the last."""
-        for name, value in summary.items():
-            self.run.summary[name] = value
-        self.run.finish(exit_code=exit_code)
-
-
-def wandb_logger(
-    run: RunFolder,
-    config: Mapping[str, Any],
-    run_id: str,
-    name: str,
-    project: str = "kinoscope",
-    entity: str | None = None,
-    mode: Literal["offline", "online", "disabled"] = "offline",
-    group: str | None = None,
-    job_type: str = "train",
-    tags: Sequence[str] = (),
-    timeout: float = 20.0,
-) -> WandB:
-    """Begins a W&B run. It never prompts, and no network is needed: online falls back to offline, and says so.
-
-    Args:
-        run: the run folder; W&B writes below it.
-        config: the resolved config, shown once.
-        run_id: begins with the signature; the same on resume.
-        name: the experiment's name, which is also the default group.
-        project: W&B project.
-        entity: W&B team or user.
-        mode: where the run is written.
-        group: runs that belong together; the experiment by default.
-        job_type: what kind of job it is.
-        tags: shown in the W&B table; by default the family, the paper's year and the lecture, from the card.
-        timeout: seconds to wait for W&B's server in online mode.
-    """
-    import wandb
-
-    if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        log.warning(
-            "W&B: no API key, so this run is kept offline; 'wandb login' once, then 'wandb sync %s/wandb/…'", run.path
-        )
-        mode = "offline"
-
-    def begin(mode: Literal["offline", "online", "disabled"]) -> Any:
-        return wandb.init(
-            dir=run.path.resolve(),  # W&B's service outlives a change of directory, and keeps its own
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            project=project,
-            entity=entity,
-            mode=mode,
-            name=run.path.name,
-            group=group or name,
-            job_type=job_type,
-            tags=list(tags) or _card_tags(config.get("card") or {}, name),
-            config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=timeout),
-        )
-
-    try:
-        return WandB(begin(mode))
-    except Exception as error:  # whatever W&B says, a training does not fail for it
-        if mode != "online":
-            raise KinoscopeError(f"W&B could not begin a run ({error}); choose logger=csv to do without") from error
-        log.warning("W&B is out of reach (%s); this run is kept offline in %s/wandb", error, run.path)
-        return WandB(begin("offline"))
-
-
-def _card_tags(card: Mapping[str, Any], name: str) -> list[str]:
-    return [name.partition("/")[0], *(str(card[key]) for key in ("year", "lecture") if card.get(key))]
+    def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Bins as they are."""
+        for name, (counts, edges) in histograms.items():
+            middles = (edges[1:] + edges[:-1]) / 2
+            self.experiment.add_histogram_raw(
+                name,
+                min=edges[0],
+                max=edges[-1],
+                num=counts.sum(),
+                sum=(counts * middles).sum(),
+                sum_squares=(counts * middles**2).sum(),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
+            )
 
 
 def tensorboard_logger(run: RunFolder, **_: Any) -> Logger:
-    """TensorBoard event files in ``<run>/tensorboard``. Raises `Refusal` if the package is missing."""
-    from lightning.pytorch.loggers import TensorBoardLogger
+    """TensorBoard event files in ``<run>/tensorboard``. Raises `Refusal` if the package is missing.
 
+    Args:
+        run: the run folder.
+    """
     try:
-        return TensorBoardLogger(save_dir=run.path, name="tensorboard", version="")
+        return TensorBoard(run.path / "tensorboard")
     except ModuleNotFoundError:
         raise Refusal(
             "logger=tensorboard needs the tensorboard package: pip install 'kinoscope[tensorboard]'"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,20 @@ PACKAGES = (
     "numpy",
     "av",
     "decord",
+    "torchcodec",
 )
 MOST_DIFF = 1_000_000  # characters of uncommitted changes that are kept
+MOST_UNTRACKED = 1000  # names of files that git does not follow
 
 
-def collect(seed: int, data_hash: str) -> dict[str, Any]:
-    """Everything needed to know, later, what exactly was run."""
+def collect(seed: int, data_hash: str, init_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything needed to know, later, what exactly was run.
+
+    Args:
+        seed: of the run.
+        data_hash: of its data.
+        init_from: the run whose weights it begins with, see warm_start.py.
+    """
     import torch
 
     return {
@@ -37,6 +46,7 @@ def collect(seed: int, data_hash: str) -> dict[str, Any]:
         "working_directory": str(Path.cwd()),
         "seed": seed,
         "data_hash": data_hash,
+        "init_from": None if init_from is None else dict(init_from),
         "git": git_state(Path(__file__).parent),
         "versions": {"python": platform.python_version(), **versions()},
         "host": {
@@ -76,7 +86,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     diff = _git(folder, "diff", "HEAD") or ""
-    return {"commit": commit, "dirty": bool(diff), "diff": diff[:MOST_DIFF]}
+    # What git does not follow is named, not kept: it may be anything. A class of one's own may be among it.
+    untracked = (_git(folder, "ls-files", "--others", "--exclude-standard", "--full-name", ":/") or "").splitlines()
+    return {
+        "commit": commit,
+        "dirty": bool(diff or untracked),
+        "diff": diff[:MOST_DIFF],
+        "untracked": untracked[:MOST_UNTRACKED],
+    }
 
 
 def _git(folder: Path, *command: str) -> str | None:

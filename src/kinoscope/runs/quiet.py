@@ -14,6 +14,9 @@ DOES_NOT_APPLY = (
     r".*is smaller than the logging interval.*",  # windows span epochs here
     r".*configure_optimizers.*returned `None`.*",  # fitted systems have none
     r".*module\(s\) in eval mode at the start of training.*",  # an averaged generator always is
+    r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",  # it is refused
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`.*",  # what systems publish is equal on all ranks
+    r"FSDP2-wrapped module .* returned a view tensor.*",  # systems change no network's output in place
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
 )
 PROFILES = "lightning.pytorch.profilers"  # its table is logged, and was asked for

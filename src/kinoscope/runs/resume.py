@@ -6,16 +6,21 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kinoscope.config.compose import plain
+from kinoscope.config.overrides import key_of
 from kinoscope.errors import Refusal
 from kinoscope.runs import provenance
-from kinoscope.runs.build import plain
 from kinoscope.runs.folder import RunFolder
 from kinoscope.runs.signature import EXTENSIBLE, flatten, is_inside
+
+if TYPE_CHECKING:
+    from kinoscope.runs.warm_start import WarmStart
 
 log = logging.getLogger("kinoscope")
 
@@ -43,7 +48,6 @@ def find(config: DictConfig, overrides: Sequence[str]) -> Found:
     folder = RunFolder.open(config.resume)
     stored = folder.read_config()
     raised = _apply(stored, config, overrides)
-    _warn_of_changed_commit(folder)
     done = folder.read_summary()["status"] == "finished" and not raised
     return Found(stored, folder, finished=folder if done else None)
 
@@ -53,7 +57,8 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
     asked, kept = plain(composed), plain(stored)
     refused: list[str] = []
     raised = False
-    for key in map(_key, overrides):
+    callbacks = {name: node for part in (asked, kept) for name, node in part["callbacks"].items() if node}
+    for key in map(key_of, overrides):
         if key in ("resume", "output_dir", "data_dir", "check") or key.startswith("hydra"):
             continue
         if key == "experiment":  # typed again with the same command: its values are in the folder's config
@@ -67,7 +72,7 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
         changed = [leaf for leaf in {**ours, **theirs} if ours.get(leaf, _ABSENT) != theirs.get(leaf, _ABSENT)]
         if key in EXTENSIBLE and _raises(value, before):
             raised = True
-        elif any(is_inside(leaf) for leaf in changed):
+        elif any(is_inside(leaf, callbacks) for leaf in changed):
             refused.append(f"{key}={value} (the run has {'no such key' if before is _ABSENT else before})")
             continue
         OmegaConf.update(stored, key, value, merge=False, force_add=True)
@@ -82,11 +87,6 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
 _ABSENT = object()
 
 
-def _key(override: str) -> str:
-    """The config key that an override sets; a group's (``logger=csv``) is that of its node."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-
-
 def _select(config: Any, key: str) -> Any:
     for part in key.split("."):
         if not isinstance(config, Mapping) or part not in config:
@@ -95,11 +95,22 @@ def _select(config: Any, key: str) -> Any:
     return config
 
 
-def _raises(value: object, before: object) -> bool:
-    if isinstance(value, int | float) and isinstance(before, int | float):
-        unlimited = {-1}
-        return value in unlimited or (before not in unlimited and value > before)
-    return True  # max_time, or a limit where there was none before
+def _raises(value: Any, before: Any) -> bool:
+    """Whether a limit of the training (epochs, steps, or a time) is higher than the one before."""
+    unlimited = (None, -1, _ABSENT)
+    return value in unlimited or (before not in unlimited and _amount(value) > _amount(before))
+
+
+def _amount(limit: Any) -> float:
+    """A number as it is; a time, ``"DD:HH:MM:SS"`` or {days, hours, …}, in seconds. Raises `Refusal` for any other."""
+    if isinstance(limit, str):
+        limit = dict(zip(("days", "hours", "minutes", "seconds"), limit.split(":"), strict=False))
+    if not isinstance(limit, Mapping):
+        return limit
+    try:
+        return timedelta(**{str(unit): float(count) for unit, count in limit.items()}).total_seconds()
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"trainer.max_time is 'DD:HH:MM:SS', or {{days: …, hours: …}}: {error}") from None
 
 
 def newest(config: DictConfig, signature: str) -> RunFolder | None:
@@ -114,9 +125,15 @@ def newest(config: DictConfig, signature: str) -> RunFolder | None:
         except (Refusal, json.JSONDecodeError):
             continue
         if status in ("running", "interrupted") and not folder.is_live():
-            _warn_of_changed_commit(folder)
             return folder
     return None
+
+
+def take_up(config: DictConfig, folder: RunFolder) -> None:
+    """Gives ``config`` what ``resume=auto`` finds in the folder: its thread count, and how long it is to train."""
+    stored = folder.read_config()
+    for key in ("threads", *EXTENSIBLE):
+        OmegaConf.update(config, key, OmegaConf.select(stored, key), merge=False, force_add=True)
 
 
 def require_same_data(folder: RunFolder, data_hash: str) -> None:
@@ -129,7 +146,28 @@ def require_same_data(folder: RunFolder, data_hash: str) -> None:
         )
 
 
-def _warn_of_changed_commit(folder: RunFolder) -> None:
+def require_same_devices(folder: RunFolder, devices: int) -> None:
+    """Raises `Refusal` if the run began with another number of devices: each had its share of every batch."""
+    before = folder.read_summary().get("devices", 1)
+    if before != devices:
+        raise Refusal(
+            f"resume: '{folder.path}' has trained on {before} device{'s' * (before != 1)}, got {devices}: give it as "
+            "many (trainer.devices, trainer.num_nodes), or start a new run"
+        )
+
+
+def require_same_start(folder: RunFolder, start: WarmStart | None) -> None:
+    """Raises `Refusal` if a run that begins anew would begin with other weights than the first time."""
+    before = json.loads(folder.provenance_file.read_text()).get("init_from")
+    if start is not None and before is not None and before["sha256"] != start.origin["sha256"]:
+        raise Refusal(
+            f"resume: '{start.origin['folder']}' has changed since '{folder.path}' began with its weights, and of this "
+            "run nothing was saved yet; start a new run"
+        )
+
+
+def warn_of_changed_commit(folder: RunFolder) -> None:
+    """Says so if the code is not that of the run's beginning."""
     try:
         before = json.loads(folder.provenance_file.read_text())["git"]
     except (OSError, ValueError, KeyError):

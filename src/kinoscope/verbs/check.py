@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from kinoscope.runs.build import build_trainer, plain
+from kinoscope.config.compose import plain
+from kinoscope.runs.build import build_trainer
 from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
 
@@ -35,10 +36,12 @@ def check(config: DictConfig, datamodule: pl.LightningDataModule, system: System
     ]
     config = config.copy()
     OmegaConf.set_struct(config, False)  # Hydra hands it over closed
-    config.trainer.update({"fast_dev_run": True, "enable_progress_bar": False, "enable_model_summary": False})
+    one_batch = {"fast_dev_run": True, "enable_progress_bar": False, "enable_model_summary": False}
+    one_device = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    config.trainer.update(one_batch | one_device)
     try:
         with quiet():
-            trainer = build_trainer(config, folder=None, callbacks=[], loggers=[])
+            trainer = build_trainer(config, system, folder=None, callbacks=[], loggers=[])
             trainer.fit(system, datamodule=datamodule)
     finally:
         for hook in hooks:

@@ -7,10 +7,12 @@ import logging
 import time
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.errors import Refusal
-from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer, require_one_device
+from kinoscope.runs import agreement
+from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer
 from kinoscope.runs.checkpoints import logged
 from kinoscope.runs.folder import RunFolder, write_json
 from kinoscope.runs.load import Run, load_run
@@ -32,7 +34,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     """The verb: writes ``evaluation.json`` and pictures into the run's folder, and prints the folder."""
     loaded = load_run(config.run, config.checkpoint, trust=list(config.trust))
     evaluate(loaded, config)
-    print(loaded.folder, flush=True)
+    rank_zero_only(print)(loaded.folder, flush=True)
     return 0
 
 
@@ -40,7 +42,6 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     """Tests a loaded run and returns its ``test/…`` metrics."""
     stored = with_changes(loaded.config, config)
     stored.trainer = _trainer(config)
-    require_one_device(stored.trainer)
     allowed = (*TRUSTED, *config.trust)  # the stored config may come from elsewhere
     datamodule = build_datamodule(stored, allowed)
     _warn_of_other_data(loaded, datamodule.fingerprint())
@@ -52,22 +53,30 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     callbacks = build_callbacks(OmegaConf.create({"callbacks": drawing}), context={}, allowed=allowed)
     started = time.monotonic()
     with quiet():
-        trainer = build_trainer(stored, loaded.folder, callbacks, loggers=[])
-        if config.subset == "validation":
-            trainer.validate(loaded.system, datamodule=datamodule, verbose=False)
-        else:
-            trainer.test(loaded.system, datamodule=datamodule, verbose=False)
+        trainer = build_trainer(stored, loaded.system, loaded.folder, callbacks, loggers=[])
+        with agreement.joined(trainer, loaded.system):
+            if config.subset == "validation":
+                trainer.validate(loaded.system, datamodule=datamodule, verbose=False)
+            else:
+                trainer.test(loaded.system, datamodule=datamodule, verbose=False)
     metrics = logged(trainer)
+    if trainer.is_global_zero:
+        _write(loaded, stored, config, metrics, time.monotonic() - started)
+    return metrics
+
+
+def _write(loaded: Run, stored: DictConfig, config: DictConfig, metrics: dict[str, float], seconds: float) -> None:
     summary = RunFolder.open(loaded.folder).read_summary()
     write_json(
         loaded.folder / "evaluation.json",
         {
             "status": "finished",
             "signature": summary["signature"],
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(seconds, 1),
             "steps": loaded.steps,
             "monitor": summary["monitor"],
             "checkpoint": loaded.checkpoint.name,
+            "precision": config.precision,
             "views": stored.data.get("test_views"),
             "crops": stored.data.get("test_crops"),
             {"validation": "val", "test": "test"}[config.subset]: metrics,
@@ -76,7 +85,6 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     for name, value in sorted(metrics.items()):
         log.info("%s = %.4g", name, value)
     log.info("written to %s", loaded.folder / "evaluation.json")
-    return metrics
 
 
 def _warn_of_other_data(loaded: Run, data_hash: str) -> None:

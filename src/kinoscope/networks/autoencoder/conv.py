@@ -22,10 +22,48 @@ from typing import Literal
 from torch import Tensor, nn
 
 
+class ConvEncoder(nn.Sequential):
+    """Image (B, C, H, W) → code (B, k).
+
+    The code is linear: a ReLU on it would cut off half of what it can say.
+
+    Args:
+        channels: C.
+        size: H = W, a multiple of 2 to the number of layers.
+        widths: maps after each layer but the last.
+        code: maps of the code; k = code · (size / 2^layers)².
+
+    Attributes:
+        code_size: k.
+        code_shape: the code before it is flattened, (maps, height, width).
+
+    Raises:
+        ValueError: if the strides do not divide ``size``.
+    """
+
+    def __init__(
+        self, channels: int = 3, size: int = 32, widths: Sequence[int] = (32, 64, 128), code: int = 64
+    ) -> None:
+        maps = [channels, *widths, code]
+        depth = len(maps) - 1
+        if size < 1 or size % 2**depth:
+            raise ValueError(
+                f"ConvEncoder: {depth} layers halve the image {depth} times, so size must be a multiple of "
+                f"{2**depth}, got {size}"
+            )
+        layers: list[nn.Module] = []
+        for before, after in pairwise(maps):
+            layers += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        super().__init__(*layers[:-1], nn.Flatten())  # (B, 3, 32, 32) → (B, 64, 2, 2) → (B, 256)
+        side = size // 2**depth
+        self.code_shape = (code, side, side)
+        self.code_size = code * side * side
+
+
 class ConvAutoencoder(nn.Module):
     """``encode``: image (B, C, H, W) → code (B, k). ``decode``: code (B, k) → image (B, C, H, W).
 
-    Code and output are linear unless said otherwise: a ReLU on the code would cut off half of what it can say.
+    The output is linear unless said otherwise.
 
     Args:
         channels: C.
@@ -50,27 +88,15 @@ class ConvAutoencoder(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        maps = [channels, *widths, code]
-        depth = len(maps) - 1
-        if size < 1 or size % 2**depth:
-            raise ValueError(
-                f"ConvAutoencoder: {depth} layers halve the image {depth} times, so size must be a multiple of "
-                f"{2**depth}, got {size}"
-            )
-        side = size // 2**depth
+        self.encoder = ConvEncoder(channels, size, widths, code)
+        self.code_size = self.encoder.code_size
 
-        encoder: list[nn.Module] = []
-        for before, after in pairwise(maps):
-            encoder += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
-        self.encoder = nn.Sequential(*encoder[:-1], nn.Flatten())  # (B, 3, 32, 32) → (B, 64, 2, 2) → (B, 256)
-
-        decoder: list[nn.Module] = [nn.Unflatten(1, (code, side, side))]
-        for before, after in pairwise(reversed(maps)):
+        decoder: list[nn.Module] = [nn.Unflatten(1, self.encoder.code_shape)]
+        for before, after in pairwise((code, *reversed(widths), channels)):
             decoder += [nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
         self.decoder = nn.Sequential(*decoder[:-1])  # (B, 256) → (B, 64, 2, 2) → (B, 3, 32, 32)
         if output == "sigmoid":
             self.decoder.append(nn.Sigmoid())
-        self.code_size = code * side * side
 
         if tied:
             down = [layer for layer in self.encoder if isinstance(layer, nn.Conv2d)]
