@@ -73,6 +73,15 @@ def test_many_runs_are_grey_and_the_last_ones_are_counted(tmp_path: Path) -> Non
     assert len([word for word in found if word.startswith("seed ")]) == MOST_ROWS
 
 
+def test_a_run_that_monitors_something_else_shows_its_own_best(tmp_path: Path) -> None:
+    one = read(make(tmp_path, 1, [0.5]))
+    other = read(make(tmp_path, 2, [7.25, 9.0], name="autoencoder/toy", monitor="val/bound"))
+    found = words(draw_comparison([one, other], [METRIC, "val/bound"]))
+    assert found[0] == "2 runs"
+    assert "50 %" in found and "9" in found
+    assert {METRIC, "val/bound"} <= set(found), "a panel for each"
+
+
 def test_runs_without_curves_have_their_rows(tmp_path: Path) -> None:
     bare = read(make(tmp_path, 1, [], status="failed"))
     sheet = draw_comparison([bare, read(make(tmp_path, 2, [0.5], seed=1))], [METRIC])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from kinoscope.cli import VERBS, main
+from kinoscope.cli import VERBS, main, verb_module
 from kinoscope.config.help import EXAMPLES, USAGE
 from kinoscope.config.schema import SCHEMAS
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
@@ -179,3 +180,17 @@ def test_every_verb_has_usage_examples_and_a_config() -> None:
     configs = Path(__file__).parents[2] / "configs"
     assert set(USAGE) == set(EXAMPLES) == set(SCHEMAS) == set(VERBS)
     assert all((configs / f"{verb}.yaml").is_file() for verb in VERBS)
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_importing_a_verb_leaves_the_garbage_collector_as_it_was(collecting: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        assert verb_module("prepare").run
+        assert gc.isenabled() == collecting
+        with pytest.raises(ModuleNotFoundError):
+            verb_module("nothing")
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -203,9 +203,9 @@ from kinoscope.runs.folder import RunFolder
 run = RunFolder(__import__("pathlib").Path(sys.argv[1]))
 run.lock()
 if os.fork() == 0:
+    print("locked", flush=True)
     time.sleep(60)  # as a loader's worker, which looks for its parent only now and then
     os._exit(0)
-print("locked", flush=True)
 time.sleep(60)
 """
 

@@ -62,10 +62,10 @@ sys.modules[fake.__name__] = fake
 
 FILES = {
     "path/sitecustomize.py": FAKE_VERB,
-    "path/toy.py": "class Thing:\n    def __init__(self, lr: float = 0.1, root: str = '.') -> None: ...\n",
-    "conf/data/thing.yaml": "_target_: toy.Thing\n",
-    "conf/data/other.yaml": "_target_: toy.Thing\nroot: other\n",
-    "conf/model/thing.yaml": "_target_: toy.Thing\nlr: 0.1\n",
+    "path/staged_things.py": "class Thing:\n    def __init__(self, lr: float = 0.1, root: str = '.') -> None: ...\n",
+    "conf/data/thing.yaml": "_target_: staged_things.Thing\n",
+    "conf/data/other.yaml": "_target_: staged_things.Thing\nroot: other\n",
+    "conf/model/thing.yaml": "_target_: staged_things.Thing\nlr: 0.1\n",
     "conf/experiment/one.yaml": """
 # @package _global_
 defaults: [override /data: thing, override /model: thing, override /callbacks: none, override /logger: none]

@@ -114,9 +114,10 @@ class Optimizer(torch.optim.SGD):
         self.clock = clock
 
     def step(self, closure: Any = None) -> Any:
-        result = super().step(closure)
+        if closure is not None:
+            closure()
         self.clock.now += STEP
-        return result
+        return super().step()  # whose own hooks are called, too, if anyone has made an SGD before
 
 
 class Slow(System):
@@ -299,7 +300,11 @@ def test_a_slow_disk_is_told_with_what_helps(
     assert any("samples/s" in text and "start-up" in text for text in caplog.messages), "the run's end tells its time"
 
 
-def test_peak_memory_is_this_process_s_own() -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_peak_memory_is_of_this_process_at_any_time() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # what other tests have needed
     before = timing.peak_resident()
-    block = bytearray(200_000_000)
-    assert timing.peak_resident() - before > 0.9 * len(block)
+    block = b"x" * 200_000_000
+    size = len(block)
+    del block
+    assert timing.peak_resident() - before > 0.9 * size

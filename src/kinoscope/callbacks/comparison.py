@@ -73,18 +73,12 @@ def _best_first(runs: Sequence[Told], metric: str | None) -> list[Told]:
         return list(runs)
     sign = -1 if better else 1
 
-    def place(run: Told) -> float:
-        value = _best(run, metric)
-        return float("inf") if value is None else sign * value
-
-    return sorted(runs, key=place)
+    return sorted(runs, key=lambda run: sign * _best(run, metric) if metric in run.series else float("inf"))
 
 
-def _best(run: Told, metric: str) -> float | None:
+def _best(run: Told, metric: str) -> float:
     """The best value that the run has logged; the last one where nobody knows what is better."""
-    one = run.series.get(metric)
-    if one is None:
-        return None
+    one = run.series[metric]
     best = one.best()
     return one.values[-1 if best is None else best]
 
@@ -135,9 +129,9 @@ def _rows(sheet: Sheet, runs: Sequence[Told], colours: Sequence[str], metric: st
         sheet.bar(MARGIN, base - 0.06, 0.24, 0.035, colours[i] if colours[i] != MUTED else RULE)
         status = "" if run.status == "finished" else f" ({run.status})"
         sheet.text(MARGIN + 0.34, base, f"{label}{status}", TEXT, room=values_at - MARGIN - 1.0)
-        if metric is not None:
-            sheet.text(values_at, base, _shown(metric, _best(run, metric)), TEXT, align="right")
-        sheet.text(test_at, base, _shown(*run.test) if run.test else "–", TEXT, align="right")
+        drawn = (metric, _best(run, metric)) if metric in run.series else run.best
+        for right, value in ((values_at, drawn), (test_at, run.test)):
+            sheet.text(right, base, _shown(*value) if value else "–", TEXT, align="right")
         x = bar_at
         for _, colour, phases in PARTS:
             extent = (ends - bar_at) * sum(run.time.get(phase, 0.0) for phase in phases) / longest
@@ -147,9 +141,7 @@ def _rows(sheet: Sheet, runs: Sequence[Told], colours: Sequence[str], metric: st
         sheet.text(x + 0.08, base, words, SMALL, MUTED)
 
 
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return "–"
+def _shown(metric: str, value: float) -> str:
     return percent(value) if is_share(metric) else f"{value:.4g}"
 
 
