@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import IO, Any
 
 TETHER = "KINOSCOPE_TETHER"
@@ -106,6 +107,25 @@ class Child:
             os.close(self._ours)
         self._ours = -1
         return code
+
+
+@contextlib.contextmanager
+def listening(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, ``answer`` handles whatever asks this process to stop, the end of its terminal included.
+
+    What is ignored stays ignored: under nohup it outlives its terminal. Outside of the main thread Python allows no
+    handlers, and nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = (*STOP_SIGNALS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    before = {n: signal.signal(n, answer) for n in ours if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hold_tether() -> None:

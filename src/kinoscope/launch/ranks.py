@@ -7,7 +7,6 @@ Processes that torchrun or srun has started are ranks already and are left alone
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,7 +25,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
-from kinoscope.launch.processes import GRACE, LAST_SAVE, STOP_SIGNALS, Child
+from kinoscope.launch.processes import GRACE, LAST_SAVE, STOP_SIGNALS, Child, listening
 from kinoscope.runs.folder import TELL, RunFolder, Status, tell
 
 SCRATCH = "KINOSCOPE_RANKS"  # in a rank: the folder through which it talks to the process that started it
@@ -187,7 +186,7 @@ class _Team:
 
     def run(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
         """Starts a rank in each environment, waits for all and ends them; raises what ended the first that failed."""
-        with self._listening():
+        with listening(self._note):
             try:
                 for environment in environments:
                     self._start(command, environment)
@@ -229,24 +228,9 @@ class _Team:
                     print(self.last_line, flush=True)
                 self.last_line = line.rstrip("\n")
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Signals are noted here, and acted upon by `_watch`."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._asked.append(signal.Signals(number))
-
-        ours = (*STOP_SIGNALS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-        # What is ignored stays ignored: a run under nohup outlives its terminal.
-        before = {n: signal.signal(n, note) for n in ours if signal.getsignal(n) is not signal.SIG_IGN}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """A signal, which `_watch` acts upon."""
+        self._asked.append(signal.Signals(number))
 
     def _watch(self) -> _End | None:
         """Waits until all ranks have ended, or those that are left have had their time; returns the first bad end."""

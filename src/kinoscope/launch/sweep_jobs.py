@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from kinoscope.errors import Interrupted
-from kinoscope.launch.processes import STOP_SIGNALS, Child
+from kinoscope.launch.processes import Child, listening
 from kinoscope.runs.folder import TELL
 
 # Hydra's settings that are for the process of the sweep alone.
@@ -113,7 +114,7 @@ class Jobs:
         """
         self.notes.mkdir(parents=True, exist_ok=True)
         try:
-            with self._signals():
+            with listening(self._stop):
                 while True:
                     self._fill(source)
                     if not self._running:
@@ -167,30 +168,15 @@ class Jobs:
             return (self.notes / str(job.number)).read_text().strip()
         return job.resume
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(signum: int, frame: object) -> None:
-            again, self.interrupted = self.interrupted, True
-            for running in self._running.values():
-                if again:
-                    running.process.kill()
-                else:
-                    running.ask()
-            if not again:
-                print("kinoscope: stopping the sweep; again to kill its jobs", file=sys.stderr, flush=True)
-
-        ours = (*STOP_SIGNALS, signal.SIGHUP)
-        # What is ignored stays ignored: a sweep under nohup outlives its terminal.
-        before = {n: signal.signal(n, stop) for n in ours if signal.getsignal(n) is not signal.SIG_IGN}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        again, self.interrupted = self.interrupted, True
+        for running in self._running.values():
+            if again:
+                running.process.kill()
+            else:
+                running.ask()
+        if not again:
+            print("kinoscope: stopping the sweep; again to kill its jobs", file=sys.stderr, flush=True)
 
 
 class _Running:
