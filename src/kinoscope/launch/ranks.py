@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch.processes import GRACE, LAST_SAVE, STOP_SIGNALS, Child, listening
-from kinoscope.runs.folder import TELL, RunFolder, Status, tell
+from kinoscope.runs.folder import TELL, RunFolder, Status, tell, write_json
 
 SCRATCH = "KINOSCOPE_RANKS"  # in a rank: the folder through which it talks to the process that started it
 POLL = 0.05  # seconds between two looks at the ranks
@@ -91,7 +91,8 @@ def _trainer(config: DictConfig, overrides: Sequence[str]) -> Mapping[str, Any]:
 def report(code: int, sentence: str = "", traceback: str = "") -> None:
     """In a rank: how it ended. One that ends without a report was ended by something else."""
     content = {"code": code, "sentence": sentence, "traceback": traceback, "time": time.time()}
-    (Path(os.environ[SCRATCH]) / f"rank-{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(content))
+    # Whole or not at all: a rank may be killed while it reports.
+    write_json(Path(os.environ[SCRATCH]) / f"rank-{os.environ['LOCAL_RANK']}.json", content)
 
 
 def supervise(
