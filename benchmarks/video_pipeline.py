@@ -40,11 +40,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kinoscope.data import ucf101
 from kinoscope.data.clip_dataset import VideoDataset
+from kinoscope.data.lists import ucf101
 from kinoscope.data.loading import KeyedLoader
 from kinoscope.data.motion import encode
 from kinoscope.data.preprocess import target_size
+from kinoscope.data.sources import Files
 from kinoscope.data.video import UCF101
 from timing import parser, print_ratios, rounds, show, spread
 
@@ -207,8 +208,9 @@ def measure(datamodule: UCF101, deadline: float) -> Stopwatch:
     ours = datamodule.subsets["train"]
     assert isinstance(ours, VideoDataset)
     paths = [str(ours.path(index)) for index in range(len(ours))]
-    height, width = ours.sides[0].tolist()
-    height, width = target_size(height, width, SHORT_SIDE)
+    source = ours.source
+    assert isinstance(source, Files)
+    height, width = target_size(int(source.heights[0]), int(source.widths[0]), SHORT_SIDE)
     watch = Stopwatch(len(ours))
 
     def on_device(batch: Any) -> Any:

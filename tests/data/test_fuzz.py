@@ -16,8 +16,8 @@ import pytest
 from kinoscope.data import decode
 from kinoscope.data.children import in_children
 from kinoscope.data.decode import Decoder
-from kinoscope.data.manifest import build
-from kinoscope.data.ucf101 import VideoEntry
+from kinoscope.data.lists.listing import VideoEntry, listing
+from kinoscope.data.prepare import build
 
 NO_TORCHCODEC = decode.unusable("torchcodec")
 IF_TORCHCODEC = pytest.mark.skipif(NO_TORCHCODEC != "", reason=NO_TORCHCODEC)
@@ -39,8 +39,8 @@ def test_no_hang_no_crash_no_short_read(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) >= 200
-    entries = [VideoEntry(name, 0, "g01", "train") for name in names]
-    manifest = build(folder, entries, tmp_path / "m.arrow", decoder, progress=False, workers=2, time_limit=LIMIT)
+    rows = listing(VideoEntry(name, 0, "g01", "train") for name in names)
+    manifest = build(folder, rows, tmp_path / "m.arrow", decoder, progress=False, workers=2, time_limit=LIMIT)
     good = manifest.good()
     frames, random_access = manifest.column("frames"), manifest.column("random_access")
     for row in np.flatnonzero(~good).tolist():

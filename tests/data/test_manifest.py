@@ -5,11 +5,12 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from kinoscope.data import manifest, motion
+from kinoscope.data import motion, prepare
+from kinoscope.data.lists.listing import VideoEntry, listing
 from kinoscope.data.manifest import Manifest
-from kinoscope.data.ucf101 import VideoEntry
 from kinoscope.errors import KinoscopeError
 
 LENGTHS = (5, 24, 31)
@@ -35,19 +36,20 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def entries(*names: str) -> list[VideoEntry]:
-    return [VideoEntry(name, k % 2, f"g{k}", "test" if k % 3 == 2 else "train") for k, name in enumerate(names)]
+def entries(*names: str) -> pa.Table:
+    rows = [VideoEntry(name, k % 2, f"g{k}", "test" if k % 3 == 2 else "train") for k, name in enumerate(names)]
+    return listing(rows)
 
 
 def build(root: Path, destination: Path, *names: str, **options: float) -> Manifest:
-    return manifest.build(root, entries(*names), destination, "pyav", progress=False, workers=1, **options)  # type: ignore[arg-type]
+    return prepare.build(root, entries(*names), destination, "pyav", progress=False, workers=1, **options)  # type: ignore[arg-type]
 
 
 GOOD = tuple(f"good{length}.avi" for length in LENGTHS)
 
 
 def test_good_videos_are_measured(videos: Path, tmp_path: Path) -> None:
-    built = manifest.build(videos, entries(*GOOD), tmp_path / "new" / "m.arrow", "decord", progress=False, workers=1)
+    built = prepare.build(videos, entries(*GOOD), tmp_path / "new" / "m.arrow", "decord", progress=False, workers=1)
     assert built.column("frames").tolist() == list(LENGTHS)
     assert built.column("key_frame_spacing").tolist() == [5, 12, 12]
     assert built.column("width").tolist() == [48] * 3
@@ -61,7 +63,8 @@ def test_good_videos_are_measured(videos: Path, tmp_path: Path) -> None:
     assert built.rows("train").tolist() == [0, 1]
     assert built.rows("test").tolist() == [2]
     assert built.rows("validation").tolist() == []
-    assert built.column("label").tolist() == [0, 1, 0]
+    assert built.labels()[0].tolist() == [0, 1, 0]
+    assert built.labels()[1].tolist() == [0, 1, 2, 3]
 
 
 def test_bad_files_are_rows_with_a_reason(videos: Path, tmp_path: Path) -> None:
@@ -89,13 +92,13 @@ def test_a_file_that_takes_too_long_is_given_up(videos: Path, tmp_path: Path) ->
 
 def test_only_new_and_changed_files_are_measured(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
-    original = manifest.in_children
+    original = prepare.in_children
 
     def counted(function, calls, *rest):
         measured.extend(Path(call[0]).name for call in calls)
         return original(function, calls, *rest)
 
-    monkeypatch.setattr(manifest, "in_children", counted)
+    monkeypatch.setattr(prepare, "in_children", counted)
     root = tmp_path / "root"
     root.mkdir()
     for name in GOOD:
@@ -118,7 +121,7 @@ def test_only_new_and_changed_files_are_measured(videos: Path, tmp_path: Path, m
     assert measured == []
     assert moved.column("frames").tolist() == [24, 31]
     assert moved.column("sha")[1] == again.column("sha")[0]
-    manifest.build(root, entries(GOOD[0]), destination, "decord", progress=False, workers=1)
+    prepare.build(root, entries(GOOD[0]), destination, "decord", progress=False, workers=1)
     assert measured == [GOOD[0]]  # another decoder has to try it again
 
 

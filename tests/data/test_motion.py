@@ -17,7 +17,8 @@ import pytest
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from kinoscope.data import motion, motion_scenes, ucf101
+from kinoscope.data import motion, motion_scenes
+from kinoscope.data.lists import ucf101
 from kinoscope.data.motion import MotionParameters
 from kinoscope.data.motion_scenes import CLASSES, MOVEMENTS, SHAPES, Task
 from kinoscope.errors import KinoscopeError, Refusal

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import kinoscope
-from kinoscope.data import image_files, ucf101
+from kinoscope.data import image_files
 from kinoscope.data.image import CIFAR10, MNIST, FashionMNIST
+from kinoscope.data.lists import ucf101
+from kinoscope.data.lists.listing import counts, listing
 from kinoscope.data.video import UCF101
 from kinoscope.runs.folder import RunFolder
 
@@ -66,7 +68,7 @@ def test_three_classes_in_the_lists_order(datasets: Path) -> None:
     assert names == [name for name in listed if name in names]
     assert len(names) == 3
     entries = ucf101.read_split(root, 1)
-    assert ucf101.counts(entries)["test"] == 35
+    assert counts(listing(entries))["test"] == 35
     tested = {int(entry.group[-2:]) for entry in entries if entry.subset == "test"}
     assert tested == set(TEST_GROUPS[1])
     chosen = ucf101.class_names(root, [names[2], names[0]])

@@ -29,7 +29,7 @@ def register() -> None:
 
 def ucf101_classes(root: str, classes: Sequence[str] | None = None) -> ListConfig:
     """The classes of a UCF101 folder that are on disk and, if given, in ``classes``."""
-    from kinoscope.data.ucf101 import class_names
+    from kinoscope.data.lists.ucf101 import class_names
 
     return ListConfig(class_names(root, None if classes is None else list(classes)))
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kinoscope.data import clips, draws
-from kinoscope.data.decode import Decoder, decode
 from kinoscope.data.loading import Key, keyed_draws
 from kinoscope.data.manifest import Manifest
-from kinoscope.data.preprocess import target_size
+from kinoscope.data.sources import FrameSource
 from kinoscope.data.watchdog import Watchdog
 from kinoscope.errors import DecodeError
 
@@ -32,13 +31,12 @@ class VideoDataset:
     then carries ``fault``, or the sample is left out and named in ``skipped``.
 
     Args:
-        root: folder that the manifest's paths are relative to.
+        source: gives the frames.
         manifest: the videos.
         rows: the manifest's rows that this subset uses.
         frames: T, frames per clip.
         stride: video frames from one clip frame to the next.
-        resize: of the decoded frames, see ``decode``.
-        decoder: pyav, decord or torchcodec.
+        classes: K, where a video may have several labels: ``label`` is then multi-hot; None: it has one.
         on_error: whether one bad file spoils a batch or is left out.
         seed: of all draws.
         clips_per_video: k, training clips from one opening of a file.
@@ -49,13 +47,12 @@ class VideoDataset:
 
     def __init__(
         self,
-        root: Path,
+        source: FrameSource,
         manifest: Manifest,
         rows: NDArray[np.int64],
         frames: int,
         stride: int,
-        resize: int | tuple[int, int] | None,
-        decoder: Decoder,
+        classes: int | None = None,
         on_error: OnError = "raise",
         seed: int = 0,
         clips_per_video: int = 1,
@@ -63,23 +60,30 @@ class VideoDataset:
         views: int | None = None,
         time_limit: float | None = None,
     ) -> None:
-        self.root, self.manifest, self.rows = root, manifest, rows
-        self.frames, self.stride, self.resize = frames, stride, resize
-        self.decoder: Decoder = decoder
+        self.source, self.rows = source, rows
+        self.frames, self.stride, self.classes = frames, stride, classes
         self.on_error, self.seed, self.clips_per_video = on_error, seed, clips_per_video
         self.streams, self.views = streams, views
         self.watchdog = Watchdog(time_limit)
         self.lengths = manifest.column("frames")[rows].astype(np.int64)
-        self.labels = manifest.column("label")[rows].astype(np.int64)
-        self.random_access = manifest.column("random_access")[rows]
-        self.sides = np.stack([manifest.column(name)[rows] for name in ("height", "width")], axis=1)
+        self.labels, self.first_label = manifest.labels()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def path(self, index: int) -> Path:
         """The file of sample ``index``."""
-        return self.root / self.manifest.path(self.rows[index])
+        return self.source.path(int(self.rows[index]))
+
+    def label(self, index: NDArray[np.int64]) -> Tensor:
+        """Of these samples: (B,) int64, or multi-hot (B, K) uint8."""
+        rows = self.rows[index]
+        if self.classes is None:
+            return torch.from_numpy(self.labels[self.first_label[rows]].astype(np.int64))
+        label = torch.zeros(len(rows), self.classes, dtype=torch.uint8)
+        for place, row in enumerate(rows.tolist()):
+            label[place, self.labels[self.first_label[row] : self.first_label[row + 1]]] = 1
+        return label
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         clip_starts = self.starts(keys)  # (B, k or V)
@@ -102,14 +106,14 @@ class VideoDataset:
 
         keys = [keys[row] for row in kept]
         index = torch.tensor([index for _, index in keys])
-        batch: dict[str, Any] = {"label": torch.from_numpy(self.labels[index.numpy()]), "index": index}
+        batch: dict[str, Any] = {"label": self.label(index.numpy()), "index": index}
         if self.views is not None:
             batch["clips"] = torch.stack(samples)  # (B, V, C, T, H, W)
         else:
             batch["video"] = torch.cat(samples)  # (B·k, C, T, H, W)
             batch["draws"] = self.draws(keys)
             for name in ("label", "index"):
-                batch[name] = batch[name].repeat_interleave(self.clips_per_video)
+                batch[name] = batch[name].repeat_interleave(self.clips_per_video, dim=0)
         if faults:
             batch["skipped"] = faults
         return batch
@@ -126,11 +130,7 @@ class VideoDataset:
     def read(self, index: int, clip_starts: NDArray[np.int64]) -> Tensor:
         """The clips of one video that begin at ``clip_starts`` (k,), from one opening: (k, C, T, H, W) uint8."""
         wanted = clips.indices(clip_starts, self.frames, self.stride)  # (k, T)
-        # A short side would have to be turned into height and width by opening the file once more.
-        height, width = self.sides[index].tolist()
-        size = None if self.resize is None else target_size(height, width, self.resize)
-        counted = not self.random_access[index]
-        frames = decode(self.path(index), wanted.ravel(), size, self.decoder, counted)  # (k·T, H, W, C)
+        frames = self.source.read(int(self.rows[index]), wanted.ravel())  # (k·T, H, W, C)
         split = frames.reshape(*wanted.shape, *frames.shape[1:])
         return torch.from_numpy(np.ascontiguousarray(split.transpose(0, 4, 1, 2, 3)))
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from kinoscope.data import motion_scenes
 from kinoscope.data.children import cores, in_children
+from kinoscope.data.lists.ucf101 import LISTS, SPLITS
 from kinoscope.data.motion_scenes import CLASSES, Task
-from kinoscope.data.ucf101 import LISTS, SPLITS
 from kinoscope.errors import KinoscopeError, Refusal
 
 # Raise this whenever the same parameters would give other videos.

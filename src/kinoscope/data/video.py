@@ -16,17 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinoscope.contracts import DataSpec
-from kinoscope.data import clips, decode, motion, ucf101
+from kinoscope.data import clips, decode, motion
 from kinoscope.data.clip_dataset import OnError, VideoDataset
 from kinoscope.data.decode import Decoder
+from kinoscope.data.lists import listing as listings
+from kinoscope.data.lists import ucf101
 from kinoscope.data.loading import KeyedDataModule, Subset
-from kinoscope.data.manifest import Manifest, build
+from kinoscope.data.manifest import Manifest
 from kinoscope.data.motion import MotionParameters
+from kinoscope.data.prepare import build
 from kinoscope.data.preprocess import Crops, VideoPreprocess, frame_size
+from kinoscope.data.sources import Files
 from kinoscope.data.transforms import Augmentation, Transform
 from kinoscope.errors import KinoscopeError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from kinoscope.contracts import Batch
 
 log = logging.getLogger("kinoscope")
@@ -34,17 +40,14 @@ log = logging.getLogger("kinoscope")
 VALIDATION_VIEWS = 1  # the middle clip: validation is run often, and the views of a video agree more than its clips
 
 
-class UCF101(KeyedDataModule):
-    """Videos in UCF101's folders and lists (Soomro, Zamir, Shah 2012, CRCV-TR-12-01), or laid out like it.
+class Videos(KeyedDataModule):
+    """What all video data sets share. A subclass says which videos there are: `listing`, `class_names`, `fingerprint`.
 
     Training delivers ``video`` (B, C, T, S, S): random clips, random crops. Validation and test deliver ``clips``
     (B, V, C, T, S, S): validation the middle clip's centre, the test ``test_views`` clips × ``test_crops`` crops.
-    Validation holds out whole groups of the training list, since clips of one group are near-duplicates.
 
     Args:
-        root: the folder that holds UCF-101/ and ucfTrainTestlist/; it is only read.
-        split: which of the three official splits.
-        classes: names to use; default: those with a folder.
+        root: the data set's folder; it is only read.
         data_dir: the manifest goes to ``<data_dir>/manifests``.
         batch_size: clips per device and training step; videos at validation and test.
         workers: decoding processes per loader.
@@ -53,7 +56,7 @@ class UCF101(KeyedDataModule):
         resize: decoded frames' short side, or [height, width]; null leaves them.
         size: side S of the square crop.
         flip: mirror training clips at random. Off where direction is the class.
-        validation: share of every class's training groups that is held out.
+        validation: share of the training videos that is held out, whole groups of them.
         clips_per_video: training clips from one opening of a file; batch_size must be a multiple of it.
         test_views: clips per test video, evenly spread from its first frame to its last.
         test_crops: crops per test clip: 1, 3, 5 or 10.
@@ -65,16 +68,15 @@ class UCF101(KeyedDataModule):
         preprocess: crop rule, mean and scale.
         augment: what training clips go through on the device, from kinoscope.data.transforms; a crop among them
             replaces the random window.
+        choice: what else decides which videos there are, so that each choice has a manifest of its own.
     """
 
     preprocess: VideoPreprocess
-    name = "ucf101"
+    name = "videos"
 
     def __init__(
         self,
         root: str,
-        split: Literal[1, 2, 3] = 1,
-        classes: Sequence[str] | None = None,
         data_dir: str = "data",
         batch_size: int = 16,
         workers: int = 2,
@@ -94,12 +96,11 @@ class UCF101(KeyedDataModule):
         spec: DataSpec | None = None,
         preprocess: VideoPreprocess | None = None,
         augment: Sequence[Transform] = (),
+        choice: Sequence[Any] = (),
     ) -> None:
         counts = {"frames": frames, "stride": stride, "size": size, "clips_per_video": clips_per_video}
         counts |= {"test_views": test_views}
         faults = [f"data.{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1]
-        if split not in (1, 2, 3):
-            faults.append(f"data.split is 1, 2 or 3, got {split}")
         if on_error not in ("raise", "skip"):
             faults.append(f"data.on_error is raise or skip, got {on_error}")
         if time_limit is not None and time_limit <= 0:
@@ -117,8 +118,7 @@ class UCF101(KeyedDataModule):
                 f"{clips_per_video}"
             )
         super().__init__(batch_size, workers, validation, seed, faults)
-        self.root, self.split, self.data_dir = Path(root), split, Path(data_dir)
-        self.classes = None if classes is None else [str(name) for name in classes]
+        self.root, self.data_dir, self.choice = Path(root), Path(data_dir), choice
         self.frames, self.stride, self.resize = frames, stride, frame_size(resize)
         self.clips_per_video, self.test_views = clips_per_video, test_views
         self.test_crops: Crops = test_crops
@@ -132,38 +132,44 @@ class UCF101(KeyedDataModule):
         self.unusable = 0  # videos that give no clip, known since ``setup``
 
     def class_names(self) -> list[str]:
-        return ucf101.class_names(self.root, self.classes)
+        """In label order; reads lists and folders at most."""
+        raise NotImplementedError
+
+    def listing(self) -> pa.Table:
+        """The videos that there are, see `kinoscope.data.lists.listing`."""
+        raise NotImplementedError
 
     @property
     def manifest_file(self) -> Path:
         """One manifest per folder, split and choice, so that concurrent runs never rewrite each other's."""
-        choice = json.dumps([str(self.root.resolve()), self.split, self.classes, self.validation])
+        choice = json.dumps([str(self.root.resolve()), *self.choice, self.validation])
         return self.data_dir / "manifests" / f"{self.name}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}.arrow"
 
     def prepare_data(self) -> None:
         if self.subsets:  # the verbs prepare before a run folder is made, Lightning asks again
             return
-        entries = ucf101.read_split(self.root, self.split, self.classes, self.validation)
-        names = self.class_names()
-        counts = ", ".join(f"{count:,} {subset}" for subset, count in ucf101.counts(entries).items())
-        log.info("%s: split %d, %d classes (%s), videos: %s", self.name, self.split, len(names), _few(names), counts)
-        build(self.root, entries, self.manifest_file, self.decoder)
+        listing, names = self.listing(), self.class_names()
+        counts = ", ".join(f"{count:,} {subset}" for subset, count in listings.counts(listing).items())
+        log.info("%s: %d classes (%s), videos: %s", self.name, len(names), _few(names), counts)
+        build(self.root, listing, self.manifest_file, self.decoder)
 
     def setup(self, stage: str | None = None) -> None:
         if self.subsets:
             return
         manifest = Manifest.open(self.manifest_file)
         good = self._usable(manifest)
+        source = Files(self.root, manifest, self.resize, self.decoder)
+        classes = self.spec.num_classes if self.spec.multi_label else None
         subsets: list[Subset] = ["train", "validation", "test"]
         for subset in subsets:
             rows = manifest.rows(subset)
             views = {"train": None, "validation": VALIDATION_VIEWS, "test": self.test_views}[subset]
             self.subsets[subset] = VideoDataset(
-                self.root, manifest, rows[good[rows]], self.frames, self.stride, self.resize, self.decoder,
-                self.on_error, self.seed, self.clips_per_video, self.augment.streams, views, self.time_limit,
+                source, manifest, rows[good[rows]], self.frames, self.stride, classes, self.on_error, self.seed,
+                self.clips_per_video, self.augment.streams, views, self.time_limit,
             )  # fmt: skip
         if not len(self.subsets["train"]):
-            raise KinoscopeError(f"{self.root}: not one training video of split {self.split} can be used")
+            raise KinoscopeError(f"{self.root}: not one training video can be used")
         first = self._checked(self.first_batch("train"))["video"]
         self.check_spec(tuple(self.preprocess(first).shape[1:]), self.class_names())
 
@@ -220,14 +226,41 @@ class UCF101(KeyedDataModule):
         batch["clips"] = crops.unflatten(0, views.shape[:2]).flatten(1, 2)  # (B, V·crops, C, T, S, S)
         return batch
 
-    def fingerprint(self) -> str:
-        return ucf101.fingerprint(self.root, self.split, self.classes)
-
     def path(self, subset: Subset, index: int) -> Path:
         """The file of a sample, for pictures and reports."""
         dataset = self.subsets[subset]
         assert isinstance(dataset, VideoDataset)
         return dataset.path(index)
+
+
+class UCF101(Videos):
+    """Videos in UCF101's folders and lists (Soomro, Zamir, Shah 2012, CRCV-TR-12-01), or laid out like it.
+
+    Args:
+        root: the folder that holds UCF-101/ and ucfTrainTestlist/; it is only read.
+        split: which of the three official splits.
+        classes: names to use; default: those with a folder.
+        videos: as of `Videos`. Clips of one group are near-duplicates, so validation holds out whole groups of them.
+    """
+
+    name = "ucf101"
+
+    def __init__(
+        self, root: str, split: Literal[1, 2, 3] = 1, classes: Sequence[str] | None = None, **videos: Any
+    ) -> None:
+        if split not in (1, 2, 3):
+            raise ValueError(f"data.split is 1, 2 or 3, got {split}")
+        self.split, self.classes = split, None if classes is None else [str(name) for name in classes]
+        super().__init__(root=root, choice=(split, self.classes), **videos)
+
+    def class_names(self) -> list[str]:
+        return ucf101.class_names(self.root, self.classes)
+
+    def listing(self) -> pa.Table:
+        return listings.listing(ucf101.read_split(self.root, self.split, self.classes, self.validation))
+
+    def fingerprint(self) -> str:
+        return ucf101.fingerprint(self.root, self.split, self.classes)
 
 
 class Motion(UCF101):
@@ -242,7 +275,15 @@ class Motion(UCF101):
         length: frames per video; default: what the task needs.
         fps: frames per second.
         noise: standard deviation of the pixel noise in grey levels.
-        split: as in ``UCF101``, like all arguments that follow.
+        data_dir: the videos go to ``<data_dir>/motion``, the manifest to ``<data_dir>/manifests``.
+        batch_size: as in `Videos`, like all arguments that follow.
+        workers: decoding processes per loader.
+        frames: T, frames per clip.
+        resize: decoded frames' short side, or [height, width]; null leaves them.
+        size: side S of the square crop.
+        flip: mirror training clips at random: here a direction is a class.
+        test_views: clips per test video.
+        videos: as of `UCF101`, without ``root`` and ``classes``.
     """
 
     name = "motion"
@@ -257,32 +298,21 @@ class Motion(UCF101):
         length: int | None = None,
         fps: int = 25,
         noise: float = 2.0,
-        split: Literal[1, 2, 3] = 1,
         data_dir: str = "data",
         batch_size: int = 32,
         workers: int = 1,
         frames: int = 10,
-        stride: int = 1,
         resize: int | Sequence[int] | None = 64,
         size: int = 56,
         flip: bool = False,
-        validation: float = 0.1,
-        clips_per_video: int = 1,
         test_views: int = 3,
-        test_crops: Crops = 1,
-        decoder: Decoder = "pyav",
-        on_error: OnError = "raise",
-        time_limit: float | None = 60.0,
-        seed: int = 0,
-        spec: DataSpec | None = None,
-        preprocess: VideoPreprocess | None = None,
-        augment: Sequence[Transform] = (),
+        **videos: Any,
     ) -> None:
         self.parameters = MotionParameters(task, videos_seed, groups, clips_per_group, image_size, length, fps, noise)
         super().__init__(
-            str(motion.folder(data_dir, self.parameters)), split, None, data_dir, batch_size, workers, frames,
-            stride, resize, size, flip, validation, clips_per_video, test_views, test_crops, decoder, on_error,
-            time_limit, seed, spec, preprocess, augment,
+            root=str(motion.folder(data_dir, self.parameters)), classes=None, data_dir=data_dir,
+            batch_size=batch_size, workers=workers, frames=frames, resize=resize, size=size, flip=flip,
+            test_views=test_views, **videos,
         )  # fmt: skip
 
     def class_names(self) -> list[str]:

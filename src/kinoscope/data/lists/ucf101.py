@@ -19,38 +19,17 @@ import hashlib
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kinoscope.data.lists.listing import SUBSETS, SUFFIXES, Subset, VideoEntry
 from kinoscope.errors import Refusal
 
-SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 LISTS = "ucfTrainTestlist"
 SPLITS = (1, 2, 3)
 
-Subset = Literal["train", "validation", "test"]
-
 log = logging.getLogger("kinoscope")
-
-
-@dataclass(frozen=True)
-class VideoEntry:
-    """One video of a split.
-
-    Args:
-        path: relative to the root, with forward slashes.
-        label: position of its class among the chosen classes.
-        group: ``<Class>_gGG``; clips of one group are near-duplicates.
-        subset: where the split puts it.
-    """
-
-    path: str
-    label: int
-    group: str
-    subset: Subset
 
 
 def class_names(root: str | Path, classes: Sequence[str] | None = None) -> list[str]:
@@ -186,8 +165,7 @@ def _hold_out(entries: list[VideoEntry], validation: float) -> list[VideoEntry]:
         else entry
         for entry in entries
     ]
-    order: list[Subset] = ["train", "validation", "test"]
-    return sorted(moved, key=lambda entry: order.index(entry.subset))
+    return sorted(moved, key=lambda entry: SUBSETS.index(entry.subset))
 
 
 def _group(file: str) -> str:
@@ -267,8 +245,3 @@ def _near(name: str, names: Iterable[str]) -> str:
     by_key = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_key, n=1)
     return f" (did you mean {by_key[close[0]]!r}?)" if close else ""
-
-
-def counts(entries: Iterable[VideoEntry]) -> dict[str, int]:
-    """Videos per subset, for the log."""
-    return dict(Counter(entry.subset for entry in entries))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kinoscope.data import ucf101
+from kinoscope.data.lists import ucf101
+from kinoscope.data.lists.listing import counts, listing
 from kinoscope.errors import Refusal
 
 CLASSES = ("ApplyLipstick", "Archery", "HandstandPushups")
@@ -41,7 +42,7 @@ def test_classes_are_those_on_disk_in_listed_order(root: Path) -> None:
 
 def test_a_split_holds_every_listed_video_once(root: Path) -> None:
     entries = ucf101.read_split(root, 1, validation=0)
-    assert ucf101.counts(entries) == {"train": 42, "test": 18}
+    assert counts(listing(entries)) == {"train": 42, "test": 18}
     assert len({entry.path for entry in entries}) == 60
     for entry in entries:
         assert (root / entry.path).is_file()
@@ -78,7 +79,7 @@ def test_validation_takes_whole_groups_of_every_class(root: Path, share: float, 
     assert all(len(subsets) == 1 for subsets in groups.values())
     for name in CLASSES:
         assert sum(subsets == {"validation"} for group, subsets in groups.items() if group.startswith(name)) == held
-    assert ucf101.counts(entries)["test"] == 18
+    assert counts(listing(entries))["test"] == 18
     assert entries == ucf101.read_split(root, 1, validation=share)
 
 
@@ -147,7 +148,7 @@ def test_the_real_lists(datasets: Path, folder: str, names: int, train: int, tes
     root = datasets / folder
     entries = ucf101.read_split(root, 1, validation=0)
     assert len(ucf101.class_names(root)) == names
-    assert ucf101.counts(entries) == {"train": train, "test": test}
+    assert counts(listing(entries)) == {"train": train, "test": test}
     held = ucf101.read_split(root, 1, validation=0.2)
     assert {e.path for e in held} == {e.path for e in entries}
     trained = {e.group for e in held if e.subset == "train"}
