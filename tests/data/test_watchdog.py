@@ -16,7 +16,7 @@ import spinning
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from kinoscope.data import decode
+from kinoscope.data import decode, loading, watchdog
 from kinoscope.data.loading import Key, KeyedBatchSampler, KeyedLoader
 from kinoscope.data.manifest import Manifest
 from kinoscope.data.watchdog import Watchdog
@@ -62,6 +62,35 @@ def loader(source: Source, workers: int, shuffle: bool = True) -> KeyedLoader:
 
 def indices(batches: list[dict[str, Any]]) -> list[list[int]]:
     return [batch["index"].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stuck", [1, 2])
+def test_workers_that_hang_before_they_begin_are_started_anew(
+    workers: int, stuck: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a forked process does that waits for a lock which another thread of its parent held."""
+    begin, stuck_ones = watchdog.start, [tmp_path / str(number) for number in range(stuck)]
+
+    def start(reading: Any, worker: int) -> None:
+        for mark in stuck_ones if worker == max(workers, 1) - 1 else ():
+            if not mark.exists():
+                mark.touch()
+                spinning.hang("lock")
+        begin(reading, worker)
+
+    expected = indices(list(loader(Source(20, {}), workers)))
+    monkeypatch.setattr(watchdog, "start", start)
+    monkeypatch.setattr(loading, "START", 0.5)
+    assert indices(list(loader(Source(20, {}), workers))) == expected
+    assert all(mark.exists() for mark in stuck_ones)
+
+
+def test_workers_that_never_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "start", lambda *_: spinning.hang("free"))
+    monkeypatch.setattr(loading, "START", 0.2)
+    with pytest.raises(KinoscopeError, match=r"did not start within 0\.2 s, 3 times in a row; try data\.workers=0"):
+        next(iter(loader(Source(20, {}), 0)))
 
 
 @pytest.mark.parametrize(("workers", "how"), [(0, "lock"), (1, "free"), (2, "lock"), (2, "crash")])

@@ -12,6 +12,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from kinoscope.contracts import Batch
 
 Subset = Literal["train", "validation", "test"]
+START = 20.0  # seconds for a worker to begin; it takes milliseconds where the machine is not overloaded
+STARTS = 3  # times that workers are started anew
+
 Position = dict[str, int]  # {"epoch", "batch"}: the next batch to train on
 
 
@@ -90,7 +94,7 @@ class KeyedLoader(DataLoader):
         self.watchdog: Watchdog | None = getattr(dataset, "watchdog", None)
         timed = self.watchdog is not None and self.watchdog.limit is not None
         processes = workers or int(timed)
-        self.reading = context.RawArray("q", [watchdog.NOTHING] * processes)  # the sample that each worker is at
+        self.reading = context.RawArray("q", [watchdog.STARTING] * processes)  # the sample that each worker is at
         # iter() of any DataLoader draws a base seed; from its own generator, so that dropout's is left alone.
         super().__init__(
             # torch asks for its own base classes, but only ever calls these protocols' methods.
@@ -132,6 +136,7 @@ class KeyedLoader(DataLoader):
 
     def _begin(self, epoch: int, batch: int) -> Iterator[Any]:
         """Workers, new ones or those of the last epoch, that read from this batch on."""
+        stuck = 0
         while True:
             self.batch_sampler.start_at(epoch, batch)
             try:
@@ -144,7 +149,31 @@ class KeyedLoader(DataLoader):
                 # worker is noticed in good time when its batch is due.
                 signal_handling._remove_worker_pids(id(iterator))
                 iterator._worker_pids_set = False
-            return iterator
+            if self._have_started(iterator._workers):
+                return iterator
+            self.close()
+            if (stuck := stuck + 1) == STARTS:
+                raise KinoscopeError(
+                    f"the processes that read the data did not start within {START:g} s, {STARTS} times in a row; try "
+                    "data.workers=0 and data.time_limit=null"
+                )
+
+    def _have_started(self, workers: Sequence[Any]) -> bool:
+        """Waits until each worker has begun, or is dead, which is noticed when its batch is due; False if one hangs.
+
+        A fork copies the locks that other threads hold, those of the network library between ranks for one, and a
+        child can wait for one of these for ever before its first line. Seldom: once in some hundred starts.
+        """
+        deadline = time.monotonic() + START
+        while late := [w for at, w in zip(self.reading, workers, strict=True) if at == watchdog.STARTING]:
+            if not any(worker.is_alive() for worker in late):
+                break
+            if time.monotonic() > deadline:
+                for worker in late:
+                    worker.kill()
+                return False
+            time.sleep(0.001)
+        return True
 
     def _bury(self, error: Exception) -> None:
         """Where workers have died, notes the samples they were at and ends the others; else raises the error."""
@@ -158,7 +187,7 @@ class KeyedLoader(DataLoader):
             raise error
         for number in dead:
             index, code = self.reading[number], workers[number].exitcode
-            if self.watchdog is None or index == watchdog.NOTHING or code == -signal.SIGKILL:
+            if self.watchdog is None or index < 0 or code == -signal.SIGKILL:
                 raise KinoscopeError(
                     f"a process that reads the data came to its end ({ending(code)}); where memory was short, take "
                     "fewer data.workers or a smaller data.batch_size"
@@ -170,7 +199,6 @@ class KeyedLoader(DataLoader):
             path = cast(WatchedSource, self.dataset).path(index)
             self.watchdog.lost[index] = f"{path}: decoding it {fault}."
         self.close()
-        self.reading[:] = [watchdog.NOTHING] * len(self.reading)
 
     def close(self) -> None:
         """Ends the workers, those that hang in a decoder too."""
@@ -179,6 +207,7 @@ class KeyedLoader(DataLoader):
             iterator._shutdown_workers()  # type: ignore[union-attr]
             for worker in workers:
                 worker.kill()
+        self.reading[:] = [watchdog.STARTING] * len(self.reading)
 
     def state_dict(self) -> Position:
         if self.position is None:

@@ -16,6 +16,7 @@ from typing import Any
 from kinoscope.errors import DecodeError
 
 NOTHING = -1
+STARTING = -2  # what stands in the shared array until a worker has begun
 _note: tuple[Any, int] | None = None  # in a worker: the shared array of samples being read, and its own place in it
 
 
@@ -28,6 +29,7 @@ def start(reading: Any, worker: int) -> None:
     """
     global _note
     _note = reading, worker
+    reading[worker] = NOTHING
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
