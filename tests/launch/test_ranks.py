@@ -52,6 +52,8 @@ def run(config, overrides):
     }))
     print(f"chatter of {rank}")
     if do == "refuse":
+        while len(list(here.glob("rank-*.json"))) < 2:
+            time.sleep(0.01)
         raise Refusal("no such data")
     if do == f"refuse {rank}":
         raise Refusal("no such disk")
