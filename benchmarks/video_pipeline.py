@@ -1,27 +1,29 @@
-"""Clips from encoded videos: kinoscope's UCF101 DataModule against bare decord in a plain Dataset.
+"""Clips from encoded videos: kinoscope's DataModule with and without its caches against bare decord in a plain Dataset.
 
-    python benchmarks/video_pipeline.py [--seconds 60] [--root <UCF101>] [--videos 48]
+    python benchmarks/video_pipeline.py [--seconds 120] [--videos 32] [--root <UCF101>] [--only avi_1]
 
-A clip is 16 consecutive frames at a random place, scaled by the decoder to a short side of 128, with a random 112×112
-crop. Ratios are baseline / ours for CPU time and ours / baseline for rates: above 1 ours is the better one.
+A clip is 16 consecutive frames at a random place, scaled to a short side of 128, with a random 112×112 crop. What is
+counted is CPU time per uint8 crop in batches as our loader delivers them; the device's part is timed apart. The
+baseline opens a decord reader per clip, with one thread and the scaled size known in advance, reads the same clips,
+crops, and makes normalised floats in the dataset, as users write it. torch has one thread, as in a worker, so that
+times add up. Ratios are baseline / ours: above 1 ours is the better one. For each of the kinds of videos:
 
-    cpu_per_crop_vs_decord                  CPU time per uint8 clip. The baseline crops, copies and collates; ours is a
-                                            batch of whole scaled frames with the draws of their crops, as it leaves a
-                                            worker. Crop and normalisation follow on the device: timed apart, see below
-    cpu_per_float_crop_vs_decord            CPU time per normalised float crop, crop and normalisation of the batch
-                                            included (the device is the CPU here); the baseline makes floats in the
-                                            dataset, as users write it
-    cpu_per_float_crop_vs_decord_2_workers  the same with two workers: their CPU time and their start are included
-    clips_per_second_vs_decord_0_workers    float crops per second by the clock
-    clips_per_second_vs_decord_2_workers    likewise with two workers, which have started
+    <kind>_default              nothing is kept, one clip per opening of a file
+    <kind>_4_clips              nothing is kept, four clips per opening
+    <kind>_reencode, _jpeg, _raw    one clip per opening of what is kept
 
-The baseline opens a decord reader per clip, with one thread and the scaled size known in advance, and reads the same
-clips. CPU time is user and system time of this process and of its ended children. torch has one thread here, as in a
-worker, so that times add up. In each round every variant passes ``EPOCHS`` times over all videos; its workers persist,
-and its clock, but not its CPU time, leaves out the first epoch.
+and over all of them
 
-The videos are made here: 320×240, 5 s, MPEG-4 AVI with a key frame every 12 frames, sliding textures at about UCF101's
-mean bit rate (60 kB/s). ``--root`` takes real ones, evenly spread over the training list of split 1.
+    raw_0_workers_vs_2          clips per second out of the raw cache: no worker against two, by the clock
+    device_vs_float             time of flip and normalisation on the device (the CPU) / of one float conversion of the
+                                same bytes: here less is better
+    training_raw_vs_2_workers   clips per second of a whole run of ``kinoscope train`` with a small network: the raw
+                                cache without workers against two workers that decode. The shares of the steps that
+                                waited for data stand above the ratios
+
+The kinds: ``avi_12`` MPEG-4 in AVI with a key frame every 12 frames, ``avi_1`` with a single one, ``h264_1`` H.264 in
+MP4 with a single one: 320×240, 5 s, sliding textures at about UCF101's mean bit rate, made here. ``real`` with --root:
+videos evenly spread over the training list of split 1. All variants take turns, round by round; medians count.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import av
 import decord
 import numpy as np
 import torch
@@ -40,21 +46,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import kinoscope
 from kinoscope.data.clip_dataset import VideoDataset
+from kinoscope.data.datasets import UCF101
 from kinoscope.data.lists import ucf101
 from kinoscope.data.loading import KeyedLoader
-from kinoscope.data.motion import encode
 from kinoscope.data.preprocess import target_size
-from kinoscope.data.sources import Files
-from kinoscope.data.video import UCF101
-from timing import parser, print_ratios, rounds, show, spread
+from kinoscope.runs.folder import RunFolder
+from timing import parser, print_ratios, rounds, show
 
 FRAMES, SHORT_SIDE, CROP = 16, 128, 112
 WIDTH, HEIGHT, FPS, LENGTH = 320, 240, 25, 125
 MEAN, STD = 0.45, 0.225
-BATCH = 8
-EPOCHS = 3
+BATCH = 16  # as data=ucf101 has by default
 CLASS = "Sliding"
+# Of about the same bit rate; one key frame means one at the beginning.
+KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "avi_12": (".avi", "mpeg4", {"qmin": "2", "qmax": "2", "g": "12", "bf": "0", "sc_threshold": "1000000000"}),
+    "avi_1": (".avi", "mpeg4", {"qmin": "2", "qmax": "2", "g": "600", "bf": "0", "sc_threshold": "1000000000"}),
+    "h264_1": (".mp4", "libx264", {"crf": "18", "g": "600", "bf": "3", "preset": "fast", "sc_threshold": "0"}),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "4_clips": {"clips_per_video": 4},
+    "reencode": {"cache": "reencode"},
+    "jpeg": {"cache": "jpeg"},
+    "raw": {"cache": "raw"},
+}
+
+
+PASSES = {"raw": 10}  # over all videos in each round, where a clip takes a fraction of a millisecond
 
 
 class PlainClips(Dataset[tuple[Tensor, int]]):
@@ -63,24 +84,23 @@ class PlainClips(Dataset[tuple[Tensor, int]]):
     Args:
         paths: the files.
         starts: first frame of each file's clip.
-        size: (width, height) to scale to while decoding.
-        floats: normalise here; otherwise the crop stays uint8.
+        sizes: (height, width) of each file's frames when scaled while decoding.
     """
 
-    def __init__(self, paths: list[str], starts: NDArray[np.int64], size: tuple[int, int], floats: bool) -> None:
-        self.paths, self.starts, self.size, self.floats = paths, starts, size, floats
+    def __init__(self, paths: list[str], starts: NDArray[np.int64], sizes: list[tuple[int, int]]) -> None:
+        self.paths, self.starts, self.sizes = paths, starts, sizes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        width, height = self.size
+        height, width = self.sizes[index]
         reader = decord.VideoReader(self.paths[index], width=width, height=height, num_threads=1)
         frames = reader.get_batch(range(self.starts[index], self.starts[index] + FRAMES)).asnumpy()  # (T, H, W, C)
         top = int(torch.randint(height - CROP + 1, ()))
         left = int(torch.randint(width - CROP + 1, ()))
         crop = torch.from_numpy(frames[:, top : top + CROP, left : left + CROP]).permute(3, 0, 1, 2)  # (C, T, S, S)
-        return (crop.float().div_(255).sub_(MEAN).div_(STD) if self.floats else crop.contiguous()), 0
+        return crop.float().div_(255).sub_(MEAN).div_(STD), 0
 
 
 def texture(seed: int) -> NDArray[np.uint8]:
@@ -97,12 +117,24 @@ def texture(seed: int) -> NDArray[np.uint8]:
     return np.stack([np.roll(picture, (down * t, right * t), axis=(0, 1)) for t in range(LENGTH)])
 
 
-def generate(root: Path, videos: int) -> None:
+def encode(frames: NDArray[np.uint8], path: Path, codec: str, options: dict[str, str]) -> None:
+    """Writes (T, H, W, 3) uint8 to a video file."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=FPS, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def generate(root: Path, kind: str, videos: int) -> None:
     """Writes a data set of one class in UCF101's layout."""
+    suffix, codec, options = KINDS[kind]
     (root / "UCF-101" / CLASS).mkdir(parents=True)
-    paths = [f"{CLASS}/v_{CLASS}_g01_c{number:02d}.avi" for number in range(videos)]
+    paths = [f"{CLASS}/v_{CLASS}_g01_c{number:02d}{suffix}" for number in range(videos)]
     for number, path in enumerate(paths):
-        (root / "UCF-101" / path).write_bytes(encode(texture(number), FPS))
+        encode(texture(number), root / "UCF-101" / path, codec, options)
     write_lists(root, [CLASS], [(path, 1) for path in paths])
 
 
@@ -110,23 +142,15 @@ def choose(source: Path, root: Path, videos: int) -> None:
     """Links to some of a real data set's training videos, in the same layout."""
     names = ucf101.class_names(source)
     entries = [entry for entry in ucf101.read_split(source, 1, validation=0) if entry.subset == "train"]
-    count = whole_batches(min(videos, len(entries)))
-    chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, count).astype(int)]
+    chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, min(videos, len(entries))).astype(int)]
     lines: list[tuple[str, int]] = []
     for entry in chosen:
         name = names[entry.label]
         link = root / "UCF-101" / name / Path(entry.path).name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((source / entry.path).resolve())
+        link.hardlink_to((source / entry.path).resolve())
         lines.append((f"{name}/{link.name}", names.index(name) + 1))
     write_lists(root, names, lines)
-
-
-def whole_batches(videos: int) -> int:
-    """As many of them as fill batches, since ours leaves out the rest of an epoch."""
-    if videos < BATCH:
-        raise SystemExit(f"at least {BATCH} training videos are needed, there are {videos}")
-    return videos - videos % BATCH
 
 
 def write_lists(root: Path, names: list[str], train: list[tuple[str, int]]) -> None:
@@ -134,64 +158,21 @@ def write_lists(root: Path, names: list[str], train: list[tuple[str, int]]) -> N
     lists.mkdir()
     (lists / "classInd.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names, 1)))
     (lists / "trainlist01.txt").write_text("".join(f"{path} {label}\n" for path, label in train))
-    (lists / "testlist01.txt").write_text("")
+    (lists / "testlist01.txt").write_text("".join(f"{path}\n" for path, _ in train[:1]))
 
 
-def datamodule_of(root: Path, data_dir: Path) -> UCF101:
-    """Ours, with all videos in the training set and everything else as by default."""
+def datamodule_of(root: Path, **more: Any) -> UCF101:
+    """Ours, with all videos in the training set and no process but those that are asked for."""
     datamodule = UCF101(
-        str(root), data_dir=str(data_dir), batch_size=BATCH, frames=FRAMES, resize=SHORT_SIDE, size=CROP, flip=False,
-        validation=0, workers=0,
+        root=str(root), data_dir=str(root / "kept"), batch_size=BATCH, frames=FRAMES, resize=SHORT_SIDE, size=CROP,
+        validation=0, time_limit=None, **{"workers": 0, **more},
     )  # fmt: skip
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
 
 
-class Stopwatch:
-    """Milliseconds per clip of each variant, one number per round.
-
-    Args:
-        clips: per epoch.
-
-    Attributes:
-        cpu: of this process and its ended children.
-        wall: by the clock.
-    """
-
-    def __init__(self, clips: int) -> None:
-        self.clips = clips
-        self.cpu: dict[str, list[float]] = {}
-        self.wall: dict[str, list[float]] = {}
-
-    def epochs(self, name: str, batches: Iterable[Any], take: Callable[[Any], object] = lambda batch: None) -> None:
-        """``take`` gets every batch of ``EPOCHS`` epochs; then the workers, if there are any, end."""
-        cpu = cpu_seconds()
-        ends: list[float] = []
-        for _ in range(EPOCHS):
-            for batch in batches:
-                take(batch)
-            ends.append(time.perf_counter())
-        if isinstance(batches, DataLoader):
-            end_workers(batches)
-        self.cpu.setdefault(name, []).append(1e3 * (cpu_seconds() - cpu) / (EPOCHS * self.clips))
-        self.wall.setdefault(name, []).append(1e3 * (ends[-1] - ends[0]) / ((EPOCHS - 1) * self.clips))
-
-
-def cpu_seconds() -> float:
-    """Of this process with all its threads, and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def end_workers(loader: DataLoader) -> None:
-    """Persistent workers end with their iterator; only then does the system count their CPU time as ours."""
-    if loader._iterator is not None:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-        loader._iterator = None
-
-
-def our_loader(datamodule: UCF101, workers: int, epoch: int) -> KeyedLoader:
+def loader_of(datamodule: UCF101, epoch: int, workers: int = 0) -> KeyedLoader:
     """The DataModule's training loader; every pass over it is this epoch."""
     datamodule.workers = workers
     loader = datamodule.train_dataloader()
@@ -199,63 +180,131 @@ def our_loader(datamodule: UCF101, workers: int, epoch: int) -> KeyedLoader:
     return loader
 
 
-def plain_loader(clips: PlainClips, workers: int) -> DataLoader:
-    return DataLoader(clips, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+def cpu_per_clip(batches: Iterable[Any], size: Callable[[Any], int]) -> float:
+    """Milliseconds of this process for each clip of these batches."""
+    began = time.process_time()
+    clips = sum(size(batch) for batch in batches)
+    return 1e3 * (time.process_time() - began) / clips
 
 
-def measure(datamodule: UCF101, deadline: float) -> Stopwatch:
-    """All variants in turn, round by round."""
-    ours = datamodule.subsets["train"]
-    assert isinstance(ours, VideoDataset)
-    paths = [str(ours.path(index)) for index in range(len(ours))]
-    source = ours.source
-    assert isinstance(source, Files)
-    height, width = target_size(int(source.heights[0]), int(source.widths[0]), SHORT_SIDE)
-    watch = Stopwatch(len(ours))
-
-    def on_device(batch: Any) -> Any:
-        return datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(batch, 0), 0)
-
-    ready = list(our_loader(datamodule, 0, 0))
+def measure(root: Path, deadline: float) -> dict[str, list[float]]:
+    """CPU milliseconds per clip of every variant on one kind of videos, one number per round."""
+    ours = {name: datamodule_of(root, **more) for name, more in VARIANTS.items()}
+    dataset = ours["default"].subsets["train"]
+    assert isinstance(dataset, VideoDataset)
+    paths = [str(dataset.path(index)) for index in range(len(dataset))]
+    rows = dataset.rows
+    loaders = {name: loader_of(datamodule, 0) for name, datamodule in ours.items()}
+    sizes = [target_size(int(dataset.heights[row]), int(dataset.widths[row]), SHORT_SIDE) for row in rows]
+    spent: dict[str, list[float]] = {}
     for number in rounds(deadline):
-        starts = ours.starts([(number, index) for index in range(len(ours))])[:, 0]
-        crops = {floats: PlainClips(paths, starts, (width, height), floats) for floats in (False, True)}
-        watch.epochs("decord, uint8", plain_loader(crops[False], 0))
-        watch.epochs("ours, uint8", our_loader(datamodule, 0, number))
+        starts = dataset.chosen([(number, index) for index in range(len(dataset))])[0][:, 0, 0]
+        plain = DataLoader(PlainClips(paths, starts, sizes), BATCH, shuffle=True)
+        spent.setdefault("decord, float", []).append(cpu_per_clip(plain, lambda batch: len(batch[0])))
+        for name, loader in loaders.items():
+            loader.batch_sampler.set_epoch(number)
+            batches = chain.from_iterable(loader for _ in range(PASSES.get(name, 1)))
+            spent.setdefault(name, []).append(cpu_per_clip(batches, lambda batch: len(batch["video"])))
+    return spent
+
+
+def raw_rates(root: Path, deadline: float) -> dict[str, list[float]]:
+    """Milliseconds by the clock per clip out of the raw cache, once workers have started."""
+    datamodule = datamodule_of(root, cache="raw")
+    passes = 1 + -(-256 // len(datamodule.subsets["train"]))  # some hundred clips: one takes fractions of a millisecond
+    spent: dict[str, list[float]] = {}
+    for number in rounds(deadline, least=2):
         for workers in (0, 2):
-            watch.epochs(f"decord, float, {workers} workers", plain_loader(crops[True], workers))
-            watch.epochs(f"ours, float, {workers} workers", our_loader(datamodule, workers, number), on_device)
-        watch.epochs("ours, on the device alone", ready, on_device)
-    return watch
+            with closing(loader_of(datamodule, number, workers)) as loader:
+                list(loader)
+                began = time.perf_counter()
+                clips = sum(len(batch["video"]) for _ in range(passes) for batch in loader)
+                spent.setdefault(f"{workers} workers", []).append(1e3 * (time.perf_counter() - began) / clips)
+    return spent
+
+
+def device_part(root: Path, deadline: float) -> dict[str, list[float]]:
+    """CPU milliseconds per clip of what the device does, and of one float conversion of the same bytes."""
+    datamodule = datamodule_of(root, cache="raw")
+    ready = list(loader_of(datamodule, 0))
+    plain = [batch["video"].contiguous() for batch in ready]
+    spent: dict[str, list[float]] = {"flip and normalise": [], "one float conversion": []}
+    for _ in rounds(deadline, least=5):
+        done = (datamodule.on_after_batch_transfer(dict(batch), 0)["video"] for batch in ready)
+        spent["flip and normalise"].append(cpu_per_clip(done, len))
+        spent["one float conversion"].append(cpu_per_clip((video.float() for video in plain), len))
+    return spent
+
+
+def trained(root: Path, folder: Path, steps: int, *overrides: str) -> dict[str, float]:
+    """Where the time of a short run of the public command went."""
+    run = kinoscope.train(
+        [
+            "experiment=video/slow_fusion_small", "data=ucf101", "trainer=cpu", "logger=csv", "callbacks.progress=null",
+            "threads=1",
+            f"data.root={root}", f"data_dir={root / 'kept'}", f"output_dir={folder}", "monitor=null",
+            f"data.batch_size={BATCH}", f"data.resize={SHORT_SIDE}", f"data.size={CROP}", "data.validation=0",
+            "data.test_views=1", f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "trainer.limit_val_batches=0",
+            "model.scheduler=null",
+            *overrides,
+        ]
+    )  # fmt: skip
+    return RunFolder.open(run).read_summary()["time"]
+
+
+def shares(root: Path, folder: Path, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The same training from files with two workers, and from the raw cache with none."""
+    before = trained(root, folder, steps, "data.workers=2")
+    after = trained(root, folder, steps, "data.workers=0", "data.cache=raw", "data.time_limit=null")
+    for name, spent in (("files, 2 workers", before), ("raw cache, 0 workers", after)):
+        rate, waiting = spent["samples_per_second"], 100 * spent["data_share"]
+        print(f"  {name:24} {rate:8.1f} clips/s   {waiting:5.1f} % waiting for data")
+    return before, after
+
+
+def sets_of(folder: Path, args: Any) -> Iterator[tuple[str, Path]]:
+    """The kinds of videos, each in a folder of its own."""
+    kinds = [*KINDS, *(["real"] if args.root else [])]
+    for kind in args.only or kinds:
+        root = folder / kind
+        if kind == "real":
+            choose(args.root, root, args.videos)
+        else:
+            generate(root, kind, args.videos)
+        yield kind, root
 
 
 def main() -> None:
     deadline = time.monotonic()
     options = parser(__doc__)
-    options.add_argument("--root", type=Path, help="a folder in UCF101's layout; by default videos are made")
-    options.add_argument("--videos", type=int, default=48, help="how many at most (default 48)")
+    options.set_defaults(seconds=120.0)
+    options.add_argument("--root", type=Path, help="a folder in UCF101's layout, beside the videos that are made")
+    options.add_argument("--videos", type=int, default=32, help="of each kind (default 32)")
+    options.add_argument("--only", nargs="*", choices=[*KINDS, "real"], help="kinds to measure (default: all)")
+    options.add_argument("--steps", type=int, default=40, help="of the two trainings (default 40)")
     args = options.parse_args()
     deadline += args.seconds
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        root, videos = Path(folder) / "videos", whole_batches(args.videos)
-        if args.root is None:
-            generate(root, videos)
-        else:
-            choose(args.root, root, videos)
-        watch = measure(datamodule_of(root, Path(folder) / "data"), deadline)
-    show("CPU time", "ms per clip", watch.cpu)
-    show("By the clock", "ms per clip", watch.wall)
-
-    cpu, wall = ({name: spread(values)[1] for name, values in table.items()} for table in (watch.cpu, watch.wall))
-    ratios = {
-        "cpu_per_crop_vs_decord": cpu["decord, uint8"] / cpu["ours, uint8"],
-        "cpu_per_float_crop_vs_decord": cpu["decord, float, 0 workers"] / cpu["ours, float, 0 workers"],
-        "cpu_per_float_crop_vs_decord_2_workers": cpu["decord, float, 2 workers"] / cpu["ours, float, 2 workers"],
-    }
-    for workers in (0, 2):
-        name = f"clips_per_second_vs_decord_{workers}_workers"
-        ratios[name] = wall[f"decord, float, {workers} workers"] / wall[f"ours, float, {workers} workers"]
+    ratios: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        sets = dict(sets_of(Path(temporary), args))
+        share = (deadline - time.monotonic()) / (len(sets) + 1)
+        for kind, root in sets.items():
+            spent = measure(root, time.monotonic() + share)
+            show(f"{kind}: CPU time", "ms per clip", spent)
+            ratios |= {f"{kind}_{name}": median(spent["decord, float"]) / median(spent[name]) for name in VARIANTS}
+        root = next(iter(sets.values()))
+        rates = raw_rates(root, time.monotonic() + share / 4)
+        show("raw cache, by the clock", "ms per clip", rates)
+        ratios["raw_0_workers_vs_2"] = median(rates["2 workers"]) / median(rates["0 workers"])
+        device = device_part(root, time.monotonic() + share / 4)
+        show("on the device: CPU time", "ms per clip", device)
+        ratios["device_vs_float"] = median(device["flip and normalise"]) / median(device["one float conversion"])
+        print(f"\ntraining a small network, {args.steps} steps")
+        before, after = shares(root, Path(temporary) / "runs", args.steps)
+        ratios["training_raw_vs_2_workers"] = after["samples_per_second"] / before["samples_per_second"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\nmost memory of this process: {peak:.0f} MiB")
     print_ratios(ratios)
 
 

@@ -8,7 +8,9 @@ DataModule's ``on_after_batch_transfer``:
     video   (B, C, T, H, W)     one clip per sample
     clips   (B, V, C, T, H, W)  V test views of each video
     image   (B, C, H, W)
+    flow    (B, 2L, H, W)       L fields of optical flow, x and y in turn, in pixels; (B, V, 2L, H, W) for V views
     label   (B,) int64, or (B, K) multi-hot
+    length  (B,) int64, of whole videos as sequences: frames from there on are zero
     index   (B,) int64, the sample's position in its subset
 """
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch: TypeAlias = "dict[str, Tensor]"
-Modality = Literal["video", "image"]
+Modality = Literal["video", "image", "flow"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class DataSpec:
 
     Args:
         modality: which key of the batch carries the sample.
-        shape: one sample as the network sees it: (C, T, H, W) for video, (C, H, W) for images.
+        shape: one sample as the network sees it: (C, T, H, W) for video, (C, H, W) for images, (2L, H, W) for flow.
         classes: the class names, in label order.
         num_classes: their number, so that a config can interpolate it.
         multi_label: labels are multi-hot (B, K) instead of (B,) int64.
@@ -47,7 +49,7 @@ class DataSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
         if len(self.classes) != self.num_classes:
             raise ValueError(f"spec: {len(self.classes)} class names but num_classes={self.num_classes}")
-        expected = {"video": 4, "image": 3}[self.modality]
+        expected = {"video": 4, "image": 3, "flow": 3}[self.modality]
         if len(self.shape) != expected:
             raise ValueError(f"spec: a {self.modality} has {expected} axes, got shape {self.shape}")
 
@@ -57,6 +59,13 @@ class Classifier(Protocol):
     """(B, *spec.shape) float → logits (B, K)."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class SequenceClassifier(Protocol):
+    """(B, *spec.shape) float and ``length`` (B,) int64 → logits (B, K); nothing behind a video's length may count."""
+
+    def __call__(self, x: Tensor, length: Tensor) -> Tensor: ...
 
 
 @runtime_checkable

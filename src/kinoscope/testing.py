@@ -71,7 +71,7 @@ def check_abilities(run: Run) -> None:
     rng = np.random.default_rng(0)
     channels, *_, height, width = run.spec.shape
     if hasattr(run.system, "predict"):
-        size = (40, 70, 90, 3) if run.spec.modality == "video" else (70, 90, channels)
+        size = (40, 70, 90, 3) if run.spec.modality != "image" else (70, 90, channels)
         probabilities = run.predict(rng.integers(256, size=size, dtype=np.uint8), views=2)
         assert probabilities.shape == (run.spec.num_classes,)
         torch.testing.assert_close(probabilities.sum(), torch.ones(()))

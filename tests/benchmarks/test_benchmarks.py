@@ -17,8 +17,26 @@ import torch
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 RATIOS = {
+    "cache_formats.py": [
+        "reencode_bytes_vs_videos",
+        "reencode_cpu_vs_probe",
+        "reencode_psnr",
+        "jpeg_bytes_vs_videos",
+        "jpeg_cpu_vs_probe",
+        "jpeg_psnr",
+        "raw_bytes_vs_videos",
+        "raw_cpu_vs_probe",
+    ],
     "gpu_steps.py": [
         f"{name}_{what}" for name in ("c3d", "dcgan") for what in ("steps_per_second", "data_share", "share_of_ceiling")
+    ],
+    "manifest_memory.py": [
+        *(f"{kind}_memory_last_vs_first" for kind in ("short", "missing", "present")),
+        *(
+            f"{kind}_{what}_vs_short"
+            for kind in ("missing", "present")
+            for what in ("first_batch", "next_epoch", "resident")
+        ),
     ],
     "startup.py": ["first_step_vs_imports", "job_vs_imports"],
     "train_step.py": ["c3d_small_step", "dcgan_small_step", "mlp_gan_step"],
@@ -28,25 +46,26 @@ RATIOS = {
         for chain in ("crop_flip_normalise", "multi_scale_crop", "random_resized_crop", "colour_jitter", "erasing")
     ],
     "video_pipeline.py": [
-        "cpu_per_crop_vs_decord",
-        "cpu_per_float_crop_vs_decord",
-        "cpu_per_float_crop_vs_decord_2_workers",
-        "clips_per_second_vs_decord_0_workers",
-        "clips_per_second_vs_decord_2_workers",
+        *(f"avi_12_{name}" for name in ("default", "4_clips", "reencode", "jpeg", "raw")),
+        "raw_0_workers_vs_2",
+        "device_vs_float",
+        "training_raw_vs_2_workers",
     ],
 }
 SMALLEST = {
+    "cache_formats.py": ["--videos=1"],
     "gpu_steps.py": ["--rehearse", "--steps=3"],
+    "manifest_memory.py": ["--videos=1000", "--batches=20"],
     "startup.py": ["--seconds=0", "--jobs=1", "--once"],
     "train_step.py": ["--seconds=0", "--batch-size=2"],
     "transforms.py": ["--seconds=0", "--batch-size=2"],
-    "video_pipeline.py": ["--seconds=0", "--videos=8"],
+    "video_pipeline.py": ["--seconds=0", "--videos=16", "--steps=2", "--only", "avi_12"],
 }
 
 
 @pytest.mark.parametrize("name", sorted(RATIOS))
 def test_ratios_come_last_and_are_finite(name: str, tmp_path: Path) -> None:
-    if name == "video_pipeline.py":
+    if name in ("cache_formats.py", "video_pipeline.py"):
         pytest.importorskip("decord", reason="decord has no wheel for this machine")
     command = [sys.executable, str(FOLDER / name), *SMALLEST[name]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

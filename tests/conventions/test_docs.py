@@ -15,6 +15,7 @@ from scripts import MACHINE, ROOT, load
 
 from kinoscope.cli import _is_sweep, _parse
 from kinoscope.config.preflight import Checked, preflight
+from kinoscope.data.shards.description import Description, File
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -56,6 +57,19 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for kind in ("train", "test"):
         for split in (1, 2, 3):
             (lists / f"{kind}list0{split}.txt").write_text("")
+    splits = root / "hmdb51" / "testTrainMulti_7030_splits"
+    splits.mkdir(parents=True)
+    for name in ("brush_hair", "cartwheel"):
+        (root / "hmdb51" / name).mkdir()
+        for split in (1, 2, 3):
+            (splits / f"{name}_test_split{split}.txt").touch()
+    (root / "kinetics").mkdir()
+    line = "abseiling,abcdefghijk,10,20,train"
+    (root / "kinetics" / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{line}\n")
+    (root / "sports-1m").mkdir()
+    (root / "sports-1m" / "labels.txt").write_text("boomerang\nboxing\n")
+    for name in ("cat", "dog"):
+        (root / "my-videos" / name).mkdir(parents=True)
     for name in ("mnist", "fashion-mnist"):
         (root / name).mkdir()
         for file in IDX:
@@ -74,6 +88,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "sweep" / "study.db").touch()
     search = {"overrides": ["sweep=random", "seed=range(0,9)"], "config_dir": None}
     (root / "sweep" / "sweep.json").write_text(json.dumps(search))
+    (root / "shards").mkdir()
+    file = File("x", 0, "")
+    about = Description("x", tuple(classes), False, True, (0.45,), (0.225,), 0.1, "pyav", "", file, file, (file,))
+    (root / "shards" / "shards.json").write_text(about.text())
     return {f"<{path.name}>": str(path) for path in root.iterdir()}
 
 

@@ -26,7 +26,7 @@ def make(folder: Path, seed: int, accuracy: float, **changes: Any) -> Path:
         "monitor": "val/video_accuracy",
         "output_dir": str(folder.parent),
         "data": {
-            "_target_": "kinoscope.data.video.UCF101",
+            "_target_": "kinoscope.data.datasets.UCF101",
             "root": "/disk/ucf101",
             "split": 1,
             "seed": seed,

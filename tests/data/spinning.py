@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from kinoscope.data import decode
-from kinoscope.data.decoders import Target, pyav
-from kinoscope.data.video import Motion
+from kinoscope.data.datasets import Motion
+from kinoscope.data.decoders import Box, Target, pyav
 
 HANGS = "KINOSCOPE_TEST_HANGS"  # names of files, separated by commas, each with how: name=lock,…
 
@@ -31,11 +31,11 @@ def hang(kind: str) -> None:
         library.sleep(1_000_000)
 
 
-def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+def read(path: str | Path, wanted: Sequence[int], target: Target, box: Box = None) -> np.ndarray:
     hangs = dict(entry.split("=") for entry in os.environ.get(HANGS, "").split(",") if entry)
     if Path(path).name in hangs:
         hang(hangs[Path(path).name])
-    return pyav.read(path, wanted, target)
+    return pyav.read(path, wanted, target, box)
 
 
 if HANGS in os.environ:

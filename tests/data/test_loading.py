@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 
 from kinoscope.contracts import DataSpec
-from kinoscope.data.loading import Key, KeyedBatchSampler, KeyedDataModule, KeyedLoader, Subset, keyed_draws
+from kinoscope.data.datamodule import KeyedDataModule
+from kinoscope.data.loading import Key, KeyedBatchSampler, KeyedLoader, Subset, keyed_draws
 from kinoscope.data.preprocess import ImagePreprocess
 from kinoscope.errors import KinoscopeError
 
@@ -191,6 +192,14 @@ def test_workers_change_nothing_and_resume_too(tmp_path: Path) -> None:
     assert first.seen + rest.seen == whole.seen
     # … and a run may go on with another number of workers.
     assert fit(Data(), ckpt=tmp_path / "x.ckpt").seen == rest.seen
+
+
+def test_a_batch_is_moved_to_another_device_alone() -> None:
+    data = Data()
+    batch = data.first_batch("train")
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert {moved[name].device.type for name in ("image", "label", "index")} == {"meta"}
 
 
 def test_loaders_leave_the_global_generator_alone() -> None:

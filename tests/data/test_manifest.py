@@ -151,4 +151,4 @@ def test_faults_are_one_sentence_and_leave_nothing(videos: Path, tmp_path: Path)
     with pytest.raises(KinoscopeError, match="cannot be written") as caught:
         build(videos, tmp_path / "m.arrow" / "below" / "a-file.arrow", GOOD[0])
     assert "\n" not in str(caught.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["m.arrow"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".m.arrow.lock", "m.arrow"]

@@ -12,10 +12,10 @@ import torch
 
 import kinoscope
 from kinoscope.data import image_files
+from kinoscope.data.datasets import UCF101
 from kinoscope.data.image import CIFAR10, MNIST, FashionMNIST
 from kinoscope.data.lists import ucf101
 from kinoscope.data.lists.listing import counts, listing
-from kinoscope.data.video import UCF101
 from kinoscope.runs.folder import RunFolder
 
 TEST_GROUPS = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}  # of UCF101's three splits

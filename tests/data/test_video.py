@@ -16,10 +16,11 @@ import torch
 from kinoscope.contracts import DataSpec
 from kinoscope.data import clips, motion
 from kinoscope.data.clip_dataset import VideoDataset
+from kinoscope.data.datasets import UCF101, Motion
 from kinoscope.data.decode import decode
 from kinoscope.data.motion import MotionParameters
 from kinoscope.data.preprocess import VideoPreprocess
-from kinoscope.data.video import UCF101, Motion
+from kinoscope.data.transforms import RandomResizedCrop
 from kinoscope.errors import KinoscopeError
 
 REAL = os.environ.get("KINOSCOPE_DATASETS")
@@ -78,18 +79,22 @@ def test_subsets_hold_whole_groups(data_dir: Path, caplog: pytest.LogCaptureFixt
 def test_training_clips_are_frames_of_the_file_that_is_named(data: UCF101) -> None:
     train = dataset(data, "train")
     for batch in data.train_dataloader():
-        assert batch["video"].shape == (4, 3, 4, 32, 32)
+        assert batch["video"].shape == (4, 3, 4, 24, 24)
         assert batch["video"].dtype == torch.uint8
-        for clip, index, label in zip(batch["video"], batch["index"].tolist(), batch["label"].tolist(), strict=True):
+        windows = (batch["draws"] * (32 - 24 + 1)).long().tolist()
+        for clip, index, label, (r, c) in zip(
+            batch["video"], batch["index"].tolist(), batch["label"].tolist(), windows, strict=True
+        ):
             assert data.spec.classes[label] in train.path(index).name
-            start = int(train.starts([(0, index)])[0, 0])
-            frames = decode(train.path(index), clips.indices(start, 4, 2))
+            numbers = train.chosen([(0, index)])[0][0, 0]
+            assert (np.diff(numbers) == 2).all()
+            frames = decode(train.path(index), numbers)[:, r : r + 24, c : c + 24]
             np.testing.assert_array_equal(clip.permute(1, 2, 3, 0), frames)
 
 
 def test_every_start_is_drawn_and_epochs_differ(data: UCF101) -> None:
     train = dataset(data, "train")
-    starts = np.array([train.starts([(epoch, i) for i in range(36)])[:, 0] for epoch in range(60)])
+    starts = np.array([train.chosen([(epoch, i) for i in range(36)])[0][:, 0, 0] for epoch in range(60)])
     # 12 frames hold six clips of 4 frames with stride 2; 2,160 draws: 360 each, sd 17.3; five of them.
     assert np.abs(np.bincount(starts.ravel()) - 360).max() < 5 * 17.3
     assert (starts[0] != starts[1]).any()
@@ -98,30 +103,29 @@ def test_every_start_is_drawn_and_epochs_differ(data: UCF101) -> None:
 def test_preprocessed_training_batch(data: UCF101) -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["draws"].shape == (4, 2)  # no flip: direction is the class
-    raw, draws = batch["video"], batch["draws"]
+    raw = batch["video"]
     out = data.on_after_batch_transfer(batch, 0)
     assert set(out) == {"video", "label", "index"}
     assert tuple(out["video"].shape[1:]) == data.spec.shape == (3, 4, 24, 24)
-    windows = (draws * (32 - 24 + 1)).long().tolist()
-    slow = torch.stack([clip[..., r : r + 24, c : c + 24] for clip, (r, c) in zip(raw, windows, strict=True)])
-    torch.testing.assert_close(out["video"], data.preprocess.normalise(slow))
+    assert out["video"].is_contiguous()
+    torch.testing.assert_close(out["video"], data.preprocess.normalise(raw))
 
 
 def test_test_views_are_evenly_spread_and_come_from_one_call(data: UCF101) -> None:
     test = dataset(data, "test")
     batch = next(iter(data.test_dataloader()))
-    assert batch["clips"].shape == (4, 3, 3, 4, 32, 32)
+    assert batch["clips"].shape == (4, 3, 3, 4, 24, 24)
     assert batch["index"].tolist() == [0, 1, 2, 3]
     for view, start in enumerate((0, 2, 5)):
-        frames = decode(test.path(1), clips.indices(start, 4, 2))
+        frames = decode(test.path(1), clips.indices(start, 4, 2))[:, 4:28, 4:28]
         np.testing.assert_array_equal(batch["clips"][1, view].permute(1, 2, 3, 0), frames)
     raw = batch["clips"]
     out = data.on_after_batch_transfer(batch, 0)["clips"]
     assert out.shape == (4, 3, 3, 4, 24, 24)
-    torch.testing.assert_close(out[:, 1], data.preprocess(raw[:, 1]))
+    torch.testing.assert_close(out, data.preprocess.normalise(raw))
     validation = next(iter(data.val_dataloader()))["clips"]
-    assert validation.shape == (4, 1, 3, 4, 32, 32)
-    middle = decode(dataset(data, "validation").path(0), clips.indices(2, 4, 2))
+    assert validation.shape == (4, 1, 3, 4, 24, 24)
+    middle = decode(dataset(data, "validation").path(0), clips.indices(2, 4, 2))[:, 4:28, 4:28]
     np.testing.assert_array_equal(validation[0, 0].permute(1, 2, 3, 0), middle)
 
 
@@ -146,10 +150,13 @@ def test_several_clips_of_a_video_have_their_own_starts_and_crops(data_dir: Path
     assert sorted(index[::2].tolist()) == list(range(len(data.subsets["train"])))
     draws = torch.cat([batch["draws"] for batch in batches])
     assert not torch.isclose(draws[::2], draws[1::2]).any()
-    starts = dataset(data, "train").starts([(0, i) for i in range(36)])
-    assert (starts[:, 0] != starts[:, 1]).any()
-    one = dataset(data, "train").read(int(index[0]), starts[int(index[0])])
-    assert torch.equal(one, batches[0]["video"][:2])
+    numbers = dataset(data, "train").chosen([(0, i) for i in range(36)])[0]  # 6 starts: 3 for each of the clips
+    assert (numbers[:, 0, 0] < 3).all()
+    assert (numbers[:, 1, 0] >= 3).all()
+    for clip in range(2):
+        r, c = (draws[clip] * (32 - 24 + 1)).long().tolist()
+        frames = decode(data.path("train", int(index[0])), numbers[int(index[0]), clip])[:, r : r + 24, c : c + 24]
+        np.testing.assert_array_equal(batches[0]["video"][clip].permute(1, 2, 3, 0), frames)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -240,11 +247,16 @@ def test_videos_of_several_shapes_need_an_exact_resize(copy: Path) -> None:
     wide = np.zeros((12, 32, 64, 3), np.uint8)
     for path in (copy / "UCF-101/Grow").glob("*_c01.avi"):
         path.write_bytes(motion.encode(wide, 25))
-    data = ready(copied(copy, batch_size=36))
+    cropped = ready(copied(copy, batch_size=36))  # crops of one size are cut out of any
+    assert next(iter(cropped.train_dataloader()))["video"].shape[-2:] == (24, 24)
+    zoomed = {"batch_size": 36, "augment": [RandomResizedCrop()]}
+    data = ready(copied(copy, **zoomed))
     with pytest.raises(KinoscopeError, match=r"32×32 and 32×64.*set data\.resize=\[height,width\]"):
         data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
-    exact = ready(copied(copy, batch_size=36, resize=[32, 40]))
+    exact = ready(copied(copy, **zoomed, resize=[32, 40]))
     assert next(iter(exact.train_dataloader()))["video"].shape[-2:] == (32, 40)
+    with pytest.raises(KinoscopeError, match=r"a crop of data\.size=24 does not fit into its frames of 16×"):
+        ready(copied(copy, resize=[16, 40], preprocess=VideoPreprocess(24, None)))
 
 
 def test_a_spec_that_does_not_hold_is_found_in_setup(data_dir: Path) -> None:
@@ -281,4 +293,4 @@ def test_real_videos(tmp_path: Path) -> None:
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     assert batch["video"].shape == (8, 3, 16, 112, 112)
     assert abs(float(batch["video"].mean())) < 1.5
-    assert next(iter(data.test_dataloader()))["clips"].shape[1:] == (2, 3, 16, 128, 171)
+    assert next(iter(data.test_dataloader()))["clips"].shape[1:] == (2, 3, 16, 112, 112)

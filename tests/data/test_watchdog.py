@@ -209,7 +209,7 @@ def test_a_video_that_never_ends_stops_training_with_its_name(tmp_path: Path, mo
 def test_a_run_goes_on_without_the_video_and_counts_it(tmp_path: Path) -> None:
     overrides = [
         "experiment=video/single_frame_small", "data._target_=spinning.Spinning", "data.on_error=skip",
-        "data.groups=8", "data.clips_per_group=1", "data.batch_size=10", "data.workers=1", "data.time_limit=1.5",
+        "data.groups=8", "data.clips_per_group=1", "data.batch_size=10", "data.workers=1", "data.time_limit=5",
         "model.network.channels=[4,4,4,4,4]", "model.network.fc=[8]", "trainer.accelerator=cpu", "trainer.max_epochs=2",
         "logger=none", "callbacks.progress=null", "callbacks.contact_sheet=null", "callbacks.learning_curves=null",
         "callbacks.confusion_matrix=null",
@@ -220,7 +220,7 @@ def test_a_run_goes_on_without_the_video_and_counts_it(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path, spinning.HANGS: f"{VIDEO}=lock"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert f"{VIDEO}: decoding it took more than data.time_limit=1.5 s and was stopped." in ended.stderr
+    assert f"{VIDEO}: decoding it took more than data.time_limit=5 s and was stopped." in ended.stderr
     summary = json.loads((tmp_path / ended.stdout.splitlines()[-1] / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["skipped"] == {"videos": 0, "samples": 2}  # once in each epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class Records(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self._note("step", trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._note("validation starts", trainer, pl_module)
+
 
 class Learns(System):
     """A line with a schedule, which also uses Lightning's own ``self.log``."""
@@ -83,6 +87,12 @@ class Learns(System):
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
         return -1 if batch_idx == 4 else None  # Lightning's way to leave the rest of an epoch out
 
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.worst = self.layer(batch).square().max()
+
+    def conclude(self, stage: Any) -> None:
+        self.publish({f"{stage}/worst": float(self.worst)})
+
 
 @pytest.mark.parametrize("logs", [False, True], ids=["silent", "logging"])
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
@@ -97,17 +107,21 @@ def test_the_relieved_loop_does_what_lightning_s_does(manual: bool, logs: bool, 
             callbacks=[records],
             logger=logger,
             max_epochs=2,
+            val_check_interval=2,
+            check_val_every_n_epoch=2,
+            num_sanity_val_steps=0,
             log_every_n_steps=2,
             accumulate_grad_batches=1 + (not manual),
         )
         if kind == "ours":
             repair(made)
         with quiet():
-            made.fit(system, DataLoader(data, batch_size=2))  # type: ignore[arg-type]
+            made.fit(system, DataLoader(data, batch_size=2), DataLoader(data[:4], batch_size=2))  # type: ignore[arg-type]
         logged = (Path(logger.log_dir) / "metrics.csv").read_text() if logs else ""
         runs.append((records.seen, logged, {key: value.tolist() for key, value in system.state_dict().items()}))
     theirs, ours = runs
     assert len(ours[0]) > 20
+    assert [seen[0] for seen in ours[0]].count("validation starts") == 2, "after two and four batches of epoch two"
     assert ours[0] == theirs[0]
     assert ours[1:] == theirs[1:]
 
@@ -164,6 +178,30 @@ def test_a_profiler_that_was_asked_for_is_kept() -> None:
     assert isinstance(asked.profiler, SimpleProfiler)  # type: ignore[attr-defined]
     assert type(idle.profiler) is Unprofiled  # type: ignore[attr-defined]
     assert issubclass(Unprofiled, PassThroughProfiler), "what Lightning takes for no profiler"
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_a_profiler_meets_every_hook_that_is_filled(manual: bool) -> None:
+    """As often as in Lightning's own loop; of a step's other hooks there is nothing to measure."""
+    data = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for kind in ("theirs", "ours"):
+        profiler = SimpleProfiler()
+        made = trainer(callbacks=[Records()], max_epochs=1, profiler=profiler)
+        if kind == "ours":
+            repair(made)
+        with quiet():
+            made.fit(Learns(manual, logs=False), DataLoader(data, batch_size=2), DataLoader(data, batch_size=2))  # type: ignore[arg-type]
+        measured = profiler.recorded_durations.items()
+        counts.append({re.sub(r"^\[\w+Loop\]", "", name): len(times) for name, times in measured})
+    theirs, ours = counts
+    assert sum(name.startswith(("[Callback]Records", "[Strategy]")) for name in ours) > 6
+    left_out = theirs.keys() - ours.keys()
+    assert ours == {name: count for name, count in theirs.items() if name not in left_out}
+    for name in left_out:
+        listener = Records() if name.startswith("[Callback]Records.") else Learns(manual, logs=False)
+        assert name.rpartition(".")[2] in EMPTY_HOOKS
+        assert not fills(listener, name.rpartition(".")[2])
 
 
 def test_a_trainer_has_one_stopwatch_and_a_foreign_one_none_that_is_read() -> None:

@@ -74,3 +74,9 @@ def test_data_and_device_count_belong_to_it() -> None:
 
 def test_flatten_names_every_leaf() -> None:
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1, {"e": 2}]}) == {"a.b": 1, "a.c": {}, "d": [1, {"e": 2}]}
+
+
+def test_a_cache_of_the_same_pixels_is_the_same_run_and_one_that_loses_some_is_not() -> None:
+    found = {cache: signature(changed("data.cache", cache), "data") for cache in ("none", "raw", "jpeg", "reencode")}
+    assert found["none"] == found["raw"]
+    assert len(set(found.values())) == 3

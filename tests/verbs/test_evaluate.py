@@ -37,6 +37,7 @@ def test_the_form_of_evaluation_json(run: Command, classifier: RunFolder) -> Non
     assert found["test"].keys() == summary["test"].keys()
     assert found["checkpoint"] == "best.ckpt"
     assert found["views"] == 3
+    assert found["skipped"] == {"videos": 0, "samples": 0}
 
 
 def test_views_and_crops(run: Command, classifier: RunFolder) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
-from tiny import Command
+from tiny import VIDEO, Command
 
 from kinoscope.runs.folder import RunFolder
 
 MOTION = ["data=motion", "data.groups=8", "data.clips_per_group=1"]
-TABLE = """\
-subset         samples
-train               30
-validation           6
-test                12
+SAMPLES = """
+subset          samples
+train                30
+validation            6
+test                 12
 6 classes of video; data hash """
 
 
@@ -25,17 +26,38 @@ def times(folder: Path) -> dict[Path, int]:
 def test_it_prints_a_table_and_a_second_call_does_nothing(run: Command, here: Path) -> None:
     first = run("prepare", *MOTION)
     assert first.code == 0, first.err
-    assert first.out.startswith(TABLE)
+    assert first.out.startswith("videos of        listed   missing     bad        frames     hours     bytes\ntrain")
+    assert SAMPLES in first.out
     assert {path.name for path in here.iterdir()} == {"data"}
     written = times(here / "data")
     assert sum(path.suffix == ".avi" for path in written) == 48
     second = run("prepare", *MOTION)
     assert second.out == first.out
     after = times(here / "data")
-    videos = {path for path in written if path.suffix != ".arrow"}
-    assert {path: after[path] for path in videos} == {path: written[path] for path in videos}
+    assert after == written
     assert "generating" not in second.err
     assert "indexing" not in second.err
+
+
+def test_a_cache_is_made_once_by_prepare_or_by_training(run: Command, here: Path, data_dir: str) -> None:
+    """Both keep the same frames in the same place; whoever comes second finds them."""
+    videos = ["data.groups=8", "data.clips_per_group=1", "data.cache=raw"]
+    train = ["train", *VIDEO, data_dir, *videos, "trainer.max_epochs=1"]
+    prepared = run("prepare", "data=motion", *videos, data_dir)
+    assert prepared.code == 0, prepared.err
+    cache = Path(data_dir.removeprefix("data_dir=")) / "cache"
+    (line,) = re.findall(r"^raw +48 +0 .*", prepared.out, re.MULTILINE)
+    first = times(cache)
+    assert sum(path.suffix == ".raw" for path in first) == 48
+    trained = run(*train)
+    assert trained.code == 0, trained.err
+    assert times(cache) == first
+    shutil.rmtree(cache)
+    trained = run(*train, "data.seed=1")
+    assert trained.code == 0, trained.err
+    assert "preparing" in trained.err
+    assert {path.relative_to(cache) for path in times(cache)} == {path.relative_to(cache) for path in first}
+    assert line in run("prepare", "data=motion", *videos, data_dir).out
 
 
 def test_the_hash_is_that_of_a_run_on_these_data(run: Command, classifier: RunFolder, data_dir: str) -> None:
@@ -78,6 +100,13 @@ def test_bad_files_are_listed(run: Command, videos: Path) -> None:
     bad = sorted(videos.rglob("*.avi"))[:2]
     for path in bad:
         path.write_bytes(b"")
-    outcome = run("prepare", "data=ucf101", f"data.root={videos}", "data.on_error=skip", "data.frames=10")
+    command = ["prepare", "data=ucf101", f"data.root={videos}", "data.frames=10"]
+    outcome = run(*command, "data.on_error=skip")
     assert outcome.code == 0, outcome.err
     assert all(path.name in outcome.err for path in bad)
+    names = ", ".join(str(path.relative_to(videos)) for path in bad)
+    assert re.search(rf"^ +2   the file is empty \(# bytes\): {re.escape(names)}$", outcome.out, re.MULTILINE)
+    strict = run(*command)  # what training would refuse, prepare says, behind the table
+    assert strict.code == 1
+    assert f"{bad[0].name}: the file is empty" in strict.err
+    assert "the file is empty (# bytes)" in strict.out

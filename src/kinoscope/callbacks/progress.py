@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 REFRESH = 0.1  # seconds between two updates of a bar
 MEMORY = 20.0  # seconds after which a batch counts 1/e in the rate
-UNITS = {"video": "clips", "clips": "clips", "image": "images"}  # by the batch's key
+UNITS = {"video": "clips", "clips": "clips", "image": "images", "flow": "clips"}  # by the batch's key
 
 
 class Progress(TQDMProgressBar):
@@ -57,7 +57,7 @@ class Progress(TQDMProgressBar):
         """Whether this batch is to be shown: something else was not, a moment ago."""
         if self.is_disabled:
             return False
-        return time.monotonic() >= self._due or (self.interactive and batch_idx + 1 == total)
+        return time.monotonic() >= self._due or (batch_idx + 1 == total and self.interactive)
 
     def _show(self, bar: Tqdm, words: str, batch_idx: int, total: float, postfix: str = "") -> None:
         """Shows that the batch is done."""

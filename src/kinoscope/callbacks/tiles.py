@@ -195,8 +195,17 @@ def encode(frames: Frames, path: Path, fps: float) -> None:
 
 
 def frames_of(trainer: pl.Trainer, batch: Batch, i: int) -> Frames:
-    """The ``i``-th sample of a batch as it was seen, (T, H, W, 3): its middle view, or its image as one frame."""
+    """The ``i``-th sample of a batch as it was seen, (T, H, W, 3): its middle view, or its image as one frame.
+
+    Flow is shown by colours, its direction as the hue.
+    """
     if "image" in batch:
         return as_pixels(unit_range(trainer, batch["image"][i : i + 1]))
+    if "clips" not in batch and "video" not in batch:
+        from kinoscope.data.flow_stacks import colours
+
+        flow = batch["flow"][i]
+        flow = flow[len(flow) // 2] if flow.ndim == 4 else flow  # (2L, H, W)
+        return as_pixels(colours(flow[None])[0].movedim(1, 0))
     clip = batch["clips"][i, batch["clips"].shape[1] // 2] if "clips" in batch else batch["video"][i]
     return as_pixels(unit_range(trainer, clip[None])[0].movedim(1, 0))

@@ -170,6 +170,7 @@ def _check(
     if judged.misspelt:  # the nearest option stands in: only what was typed can be judged by it
         typed = tuple(key_of(line) for line in judged.lines if key_of(line) not in judged.misspelt)
         found = {sentence: path for sentence, path in found.items() if _is_below(path, typed)}
+    found = {_with_group(sentence, path, composer): path for sentence, path in found.items()}
     stages = _stages_of(judged.config)
     known = [*(before or ()), *map(str, stages)]
     checked.faults += [*found, *_folder_faults(judged.config), *_start_faults(judged.config, known)]
@@ -188,6 +189,13 @@ def _stages_of(config: DictConfig) -> DictConfig:
     stages = config.get("stages")
     sound = isinstance(stages, DictConfig) and all(isinstance(node, DictConfig) for node in stages.values())
     return stages if isinstance(stages, DictConfig) and sound else DictConfig({})
+
+
+def _with_group(sentence: str, path: str, composer: Composer) -> str:
+    """A fault of a value that is an option's name: such a key is filled by a group."""
+    group = path.replace(".", "/")
+    wrong = [option for option in composer.options(group) if f"{path} is {option!r}, but must be " in sentence]
+    return f"{sentence}, or be chosen by {group}={wrong[0]}" if wrong else sentence
 
 
 def _is_below(path: str, keys: tuple[str, ...]) -> bool:

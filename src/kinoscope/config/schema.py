@@ -130,12 +130,16 @@ class Prepare:
         data: the data set.
         seed: of the split into training and validation groups, as in training.
         data_dir: where generated and downloaded data and manifests lie.
+        shards: a folder that the videos are written to, in large files, for data=shards to train from.
+        shard_megabytes: size of each of them.
         output_dir: where a sweep over data sets writes its table.
     """
 
     data: dict[str, Any]
     seed: int
     data_dir: str
+    shards: str | None
+    shard_megabytes: float
     output_dir: str
 
 

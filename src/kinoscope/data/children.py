@@ -2,8 +2,8 @@
 
 A video decoder can spin for ever inside native code, where no thread or exception reaches it; only the end of its
 process does. ``multiprocessing`` would do, but its ``fork`` copies locks that torch's threads hold, and its ``spawn``
-runs the user's main script again. These children are plain interpreters that read calls from a pipe, as JSON lines, and
-end when the pipe closes, so also when the parent is killed.
+runs the user's main script again. These children are plain interpreters that read calls from a pipe, as JSON lines.
+They end with their parent, in the midst of a call too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from kinoscope.errors import KinoscopeError
+from kinoscope.launch.processes import Child, end_with_owner
+
+SIGN = "\n"  # an empty line instead of a reply
+BEAT = 1.0  # seconds between two of them
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def in_children(
         function: ``package.module:name``; its arguments and its value must survive JSON.
         calls: the positional arguments of each call.
         workers: number of child processes, at most.
-        time_limit: seconds after which a call is killed and reported; a new child goes on with the next.
+        time_limit: seconds without a `sign_of_life` after which a call is killed and reported; a new child goes on
+            with the next. A call whose child was killed from outside is tried again.
 
     Raises:
         KinoscopeError: the function raised; what it is expected to meet, it returns.
@@ -66,11 +72,15 @@ def in_children(
                     number, arguments = next(todo, (-1, ()))
                 if number < 0:
                     return
-                child = children[slot]
-                if child is None or not child.alive():
-                    _kill(child)  # closes the pipes of the dead one
-                    child = children[slot] = _Child(function)
-                done.put(child.call(number, arguments, time_limit))
+                for last in (False, False, True):
+                    child = children[slot]
+                    if child is None or not child.alive():
+                        _kill(child)  # closes the pipes of the dead one
+                        child = children[slot] = _Child(function)
+                    outcome = child.call(number, arguments, time_limit)
+                    if last or stopped.is_set() or not child.was_killed():
+                        break
+                done.put(outcome)
         except BaseException as error:  # it belongs to the thread that reads the outcomes
             done.put(error)
 
@@ -78,7 +88,7 @@ def in_children(
     try:
         for thread in threads:
             thread.start()
-        for _ in calls:
+        for _ in range(len(calls)):
             outcome = done.get()
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -102,15 +112,14 @@ class _Child:
 
     def __init__(self, function: str) -> None:
         # -P keeps the working directory off sys.path: a file there must not stand in for a module.
-        self._process = subprocess.Popen(
+        self._process = Child(
             [sys.executable, "-P", "-c", "from kinoscope.data.children import serve; serve()", function],
+            environment={"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
         )
-        assert self._process.stdout is not None
+        self._expired = threading.Event()
         if not self._process.stdout.readline():  # so that a call's time does not include the start and the imports
             self.kill()
             raise KinoscopeError(f"a child process for {function} cannot be started by {sys.executable}.")
@@ -118,29 +127,24 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def was_killed(self) -> bool:
+        """Whether somebody else did it: a person, or a machine that is short of memory."""
+        return not self._expired.is_set() and self._process.poll() in (-signal.SIGKILL, -signal.SIGTERM)
+
     def call(self, number: int, arguments: Sequence[Any], time_limit: float | None) -> Outcome:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self._process.kill()
-
-        timer = threading.Timer(time_limit, expire) if time_limit is not None else None
-        if timer is not None:
-            timer.start()
+        answer = ""
         try:
             self._process.stdin.write(json.dumps(arguments) + "\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            while (answer := self._answer(time_limit)) == SIGN:
+                pass
         except (BrokenPipeError, ValueError):  # it died, or was killed, before it could read
+            pass
+        if not answer.endswith("\n"):  # or in the midst of its reply
             answer = ""
-        finally:
-            if timer is not None:
-                timer.cancel()
-        code = self._process.wait() if not answer or expired.is_set() else 0
+        code = self._process.wait() if not answer or self._expired.is_set() else 0
         if not answer:
-            if expired.is_set():
+            if self._expired.is_set():
                 return Outcome(number, fault=f"took more than {time_limit:g} s and was stopped")
             return Outcome(number, fault=f"ended the process that worked on it ({ending(code)})")
         reply = json.loads(answer)
@@ -148,11 +152,25 @@ class _Child:
             raise KinoscopeError(reply["error"])
         return Outcome(number, value=reply["value"])
 
-    def kill(self) -> None:
+    def _answer(self, time_limit: float | None) -> str:
+        """The next line; a child that gives none in time is killed."""
+        if time_limit is None:
+            return self._process.stdout.readline()
+        timer = threading.Timer(time_limit, self._expire)
+        timer.start()
+        try:
+            return self._process.stdout.readline()
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._expired.set()
         self._process.kill()
-        self._process.wait()
+
+    def kill(self) -> None:
+        self._process.end(0.0)
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
+            if not pipe.closed:
                 with contextlib.suppress(OSError):  # an unsent call to a child that is gone
                     pipe.close()
 
@@ -165,15 +183,30 @@ def ending(code: int) -> str:
         return f"exit code {code}"
 
 
+_replies: IO[str] | None = None  # in a child
+_last_sign = 0.0
+
+
+def sign_of_life() -> None:
+    """In a function that works long, from time to time: its time limit begins anew."""
+    global _last_sign
+    if _replies is not None and time.monotonic() - _last_sign > BEAT:
+        _last_sign = time.monotonic()
+        _replies.write(SIGN)
+        _replies.flush()
+
+
 def serve() -> None:
     """The child's main loop: one call a line in, one reply a line out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    replies = os.fdopen(os.dup(1), "w")
+    global _replies
+    end_with_owner()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; it decides
+    _replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not reach the replies
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
-    replies.write("ready\n")
-    replies.flush()
+    _replies.write("ready\n")
+    _replies.flush()
     for line in sys.stdin:
         try:
             reply = {"value": function(*json.loads(line))}
@@ -181,5 +214,5 @@ def serve() -> None:
             reply = {"error": str(error)}
         except Exception:
             reply = {"error": f"{sys.argv[1]} failed in a child process:\n{traceback.format_exc()}"}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+        _replies.write(json.dumps(reply) + "\n")
+        _replies.flush()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kinoscope.data.decoders import Astray, Target, decord, pyav, torchcodec
+from kinoscope.data.decoders import Astray, Box, Target, decord, pyav, torchcodec
 from kinoscope.errors import DecodeError, KinoscopeError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Decoder = Literal["pyav", "decord", "torchcodec"]
 Size = int | Sequence[int]
 
-READERS: dict[str, Callable[[str | Path, Sequence[int], Target], np.ndarray]] = {
+READERS: dict[str, Callable[..., np.ndarray]] = {
     "pyav": pyav.read,
     "decord": decord.read,
     "torchcodec": torchcodec.read,
@@ -41,6 +41,8 @@ PLACES = 4  # where ``probe`` compares, besides the last frame
 # Mean difference, in grey levels, of one and the same frame at its own size. Decoders differ in the last digit, if at
 # all; PyAV must meet what it counted itself to the bit.
 SAME = {"pyav": 0.0, "decord": 1.0, "torchcodec": 1.0}
+
+PART, PART_END = "subfile,,", ",,:"
 
 log = logging.getLogger("kinoscope")
 
@@ -76,6 +78,7 @@ def decode(
     size: Size | None = None,
     decoder: Decoder = "pyav",
     sequential: bool = False,
+    box: Box = None,
 ) -> np.ndarray:
     """The frames of a video at ``indices``, in that order.
 
@@ -86,6 +89,7 @@ def decode(
         decoder: ``pyav``, ``decord`` or ``torchcodec``. Where decord cannot be imported, PyAV takes its place and the
             log says so.
         sequential: count the frames from the start, as one must where ``probe`` found that seeks mislead.
+        box: top, left, height and width of what is wanted of each frame, in pixels after scaling; None: all.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
@@ -104,20 +108,26 @@ def decode(
     try:
         if sequential:
             raise Astray("counted, as asked")
-        frames = _checked(path, READERS[decoder](path, wanted.tolist(), target), len(wanted), target)
+        frames = _checked(path, READERS[decoder](path, wanted.tolist(), target, box), len(wanted), target, box)
     except (Astray, DecodeError) as error:
         log.debug("%s: %s", path, error)
-        frames = _checked(path, pyav.count(path, wanted.tolist(), target), len(wanted), target)
+        frames = _checked(path, pyav.count(path, wanted.tolist(), target, box), len(wanted), target, box)
     return frames if np.array_equal(back, np.arange(len(frames))) else frames[back]
 
 
-def probe(path: str | Path, decoder: Decoder = "pyav", each: Callable[[VideoFrame], None] | None = None) -> VideoInfo:
+def probe(
+    path: str | Path,
+    decoder: Decoder = "pyav",
+    each: Callable[[VideoFrame], None] | None = None,
+    begin: Callable[[int, int, float], None] | None = None,
+) -> VideoInfo:
     """Decodes the whole video by PyAV and counts, since containers lie; then tries the decoder's seeks.
 
     Args:
         path: the file.
         decoder: whose random access is compared with the frames counted.
         each: is handed every frame on the way, so that whoever needs all of them decodes them once.
+        begin: is told height, width and frames per second (0: unknown) before the first of them.
 
     Raises:
         DecodeError: the file is missing, no video, or nothing in it can be decoded.
@@ -137,6 +147,8 @@ def probe(path: str | Path, decoder: Decoder = "pyav", each: Callable[[VideoFram
         steady = True
         counted = pyav.InOrder(container, stream)
         for frame in counted:
+            if begin is not None and not frames:
+                begin(frame.height, frame.width, rate)
             if frame.key_frame:
                 keys.append(frames)
             steady = steady and stamps is not None and stamps.fits(frame, frames)
@@ -158,6 +170,11 @@ def probe(path: str | Path, decoder: Decoder = "pyav", each: Callable[[VideoFram
     regular = steady and len(keys) == len(counted.key_packets) if decoder == "pyav" else keys == counted.key_packets
     seekable = sound and regular and witness.confirms(path, frames, decoder)
     return VideoInfo(frames, rate, width, height, spacing, damaged, claimed, seekable)
+
+
+def part(file: Path, start: int, size: int) -> str:
+    """The path of a video that is ``size`` bytes of a larger file: all decoders use FFmpeg, which reads it in place."""
+    return f"{PART}start,{start},end,{start + size}{PART_END}{file}"
 
 
 def unusable(decoder: Decoder) -> str:
@@ -208,7 +225,7 @@ class _Witness:
         places = {*self.places, frames - 1} if decoder != "decord" else {*self.places}  # which never reads the last
         wanted = sorted(place for place in places if place < frames) or [0]
         try:
-            found = _checked(path, READERS[decoder](path, wanted, None), len(wanted), None)
+            found = _checked(path, READERS[decoder](path, wanted, None, None), len(wanted), None)
         except (Astray, DecodeError) as error:
             log.debug("%s: %s", path, error)
             return False
@@ -229,10 +246,11 @@ def _apart(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).mean()) if first.shape == second.shape else np.inf
 
 
-def _checked(path: str | Path, frames: np.ndarray, count: int, target: Target) -> np.ndarray:
-    if len(frames) != count or (target is not None and frames.shape[1:3] != target):
+def _checked(path: str | Path, frames: np.ndarray, count: int, target: Target, box: Box = None) -> np.ndarray:
+    size = target if box is None else box[2:]
+    if len(frames) != count or (size is not None and frames.shape[1:3] != size):
         raise DecodeError(
-            f"{path}: asked for {count} frames of {target or 'their own size'}, the decoder returned an array of "
+            f"{path}: asked for {count} frames of {size or 'their own size'}, the decoder returned an array of "
             f"{frames.shape}; the file is damaged."
         )
     return frames
@@ -240,7 +258,8 @@ def _checked(path: str | Path, frames: np.ndarray, count: int, target: Target) -
 
 def _require_file(path: str | Path) -> None:
     try:
-        empty = os.stat(path).st_size == 0  # noqa: PTH116 - once for every clip
+        file = str(path).partition(PART_END)[2] if str(path).startswith(PART) else path
+        empty = os.stat(file).st_size == 0  # noqa: PTH116 - once for every clip
     except FileNotFoundError:
         raise DecodeError(f"{path}: there is no such file.") from None
     except OSError as error:

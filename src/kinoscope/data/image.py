@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from kinoscope.contracts import DataSpec
 from kinoscope.data import draws, image_files
-from kinoscope.data.loading import Key, KeyedDataModule, keyed_draws
+from kinoscope.data.datamodule import KeyedDataModule
+from kinoscope.data.loading import Key, keyed_draws
 from kinoscope.data.preprocess import ImagePreprocess
 
 if TYPE_CHECKING:

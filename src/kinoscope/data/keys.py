@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinoscope.data import draws
 
@@ -70,6 +71,10 @@ class KeyedBatchSampler:
     def __len__(self) -> int:
         return len(self.bounds) - 1  # a whole epoch's, also while resuming: Lightning counts on it
 
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The indices of all samples, (n,), in the order of an epoch."""
+        return draws.permutation(self.seed, epoch, self.n) if self.shuffle else np.arange(self.n)
+
     def __iter__(self) -> Iterator[list[Key]]:
         # Not a generator itself: epoch and start must be those of the call, not of the first ``next``.
         return self._batches(self.epoch, self.start)
@@ -78,6 +83,6 @@ class KeyedBatchSampler:
         # Only now, since a DataLoader with workers calls iter() twice and takes from the second.
         if (self.epoch, self.start) == (epoch, start):
             self.start = 0
-        order = draws.permutation(self.seed, epoch, self.n) if self.shuffle else np.arange(self.n)
+        order = self.order(epoch)
         for low, high in zip(self.bounds[start:-1], self.bounds[start + 1 :], strict=True):
             yield [(epoch, index) for index in order[low + self.rank : high : self.world_size].tolist()]

@@ -16,7 +16,6 @@ The table is an Arrow IPC file: any number of workers map the same pages, and no
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kinoscope.data.tables import read_table, whole, write_table
 from kinoscope.errors import KinoscopeError
 
 SCHEMA = pa.schema(
@@ -54,7 +54,7 @@ class Manifest:
     def __init__(self, file: Path, table: pa.Table) -> None:
         self.file = file
         self.decoder = (table.schema.metadata or {}).get(b"decoder", b"").decode()
-        self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+        self._columns = {name: whole(table.column(name)) for name in SCHEMA.names}
 
     @classmethod
     def open(cls, path: str | Path) -> Manifest:
@@ -64,14 +64,9 @@ class Manifest:
             KinoscopeError: the file is missing or is no manifest of this version.
         """
         path = Path(path)
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except FileNotFoundError:
-            raise KinoscopeError(f"{path}: there is no manifest; run kinoscope prepare.") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise KinoscopeError(f"{path}: is not a manifest ({error}); remove it and run kinoscope prepare.") from None
-        if not table.schema.equals(SCHEMA):
-            raise KinoscopeError(f"{path}: is a manifest of another version; remove it and run kinoscope prepare.")
+        table = read_table(path, SCHEMA, "a manifest", "remove it and run kinoscope prepare")
+        if table is None:
+            raise KinoscopeError(f"{path}: there is no manifest; run kinoscope prepare.")
         return cls(path, table)
 
     def __len__(self) -> int:
@@ -83,6 +78,10 @@ class Manifest:
     def column(self, name: str) -> np.ndarray:
         """A column (N,): a view of the mapped file for numbers, a fresh array of objects for text."""
         return self._columns[name].to_numpy(zero_copy_only=False)
+
+    def arrow(self, name: str) -> pa.Array:
+        """A column (N,) as Arrow has it, for work on text that never becomes Python objects."""
+        return self._columns[name]
 
     def path(self, row: int) -> str:
         """One video's path, relative to the data set's root."""
@@ -105,6 +104,10 @@ class Manifest:
         """(N,) bool: the videos that can be used."""
         return self._equal("error", "")
 
+    def missing(self) -> NDArray[np.bool_]:
+        """(N,): the videos that the lists name and that are not there."""
+        return (self.column("bytes") == 0) & (self.column("modified") == 0)
+
     def _equal(self, name: str, value: str) -> np.ndarray:
         # Compared inside Arrow: a million names never become Python strings.
         return pc.call_function("equal", [self._columns[name], pa.scalar(value)]).to_numpy(zero_copy_only=False)
@@ -116,15 +119,4 @@ def write(table: pa.Table, destination: Path, decoder: str) -> None:
     Raises:
         KinoscopeError: the destination cannot be written.
     """
-    schema = SCHEMA.with_metadata({"decoder": decoder})
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_table(table.cast(schema))
-            partial.replace(destination)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise KinoscopeError(f"the manifest cannot be written to {destination}: {error.strerror or error}.") from error
+    write_table(table.cast(SCHEMA.with_metadata({"decoder": decoder})), destination)

@@ -1,42 +1,50 @@
-"""Makes a video data set ready: reads each file once, in processes that can be killed, and writes the manifest."""
+"""Makes a video data set ready: reads each file once, in processes that can be killed, for the manifest and all caches.
+
+What a call finds is merged from four sources, none of which it trusts more than the disk: the listing, one look into
+each folder (sizes and times), the tables of earlier calls, and their journals. From that follows what is missing.
+Children measure and keep it, the journals take every result at once, and then the same merge writes the tables. So a
+call that was killed anywhere has lost the videos it was at and nothing else.
+
+Memory: while it is prepared, a listing of a million rows costs 160 MB beside itself, and 250 MB with a cache.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Sequence
-from dataclasses import asdict
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kinoscope.data import decode
 from kinoscope.data.children import cores, in_children
 from kinoscope.data.decode import Decoder
-from kinoscope.data.lists.listing import schema
+from kinoscope.data.keeping import INDEX, INDEX_SCHEMA, Keeper, kept_file, read_index
 from kinoscope.data.manifest import SCHEMA, Manifest, write
-from kinoscope.errors import DecodeError, KinoscopeError
+from kinoscope.data.measure import UNMEASURED
+from kinoscope.data.survey import Files, survey
+from kinoscope.data.tables import Column, Journal, equal, places, taken, whole, write_table
+from kinoscope.data.tally import in_bytes
+from kinoscope.errors import Interrupted, KinoscopeError, Refusal
+from kinoscope.launch.processes import listening
 
-TIME_LIMIT = 120.0  # seconds for one file: an hour of video decodes in less
-# More missing or damaged frames than this share, and the file is called bad; fewer are counted and reported.
-TOLERANCE = 0.1
+TIME_LIMIT = 120.0  # seconds without a single frame
 REPORTED = 10  # bad files that the log names one by one
-# The columns that only reading the file can fill.
-_UNMEASURED: dict[str, Any] = {
-    "frames": 0,
-    "fps": 0.0,
-    "width": 0,
-    "height": 0,
-    "key_frame_spacing": 0,
-    "damaged": 0,
-    "random_access": False,
-    "sha": "",
-    "error": "",
-}
+SAMPLED = 32  # headers that are read to predict how much will be kept of videos that were never read
+# What a file was when it was measured, and what was found; a line of the manifest's journal.
+MEASURED = pa.schema([SCHEMA.field(name) for name in ("path", "bytes", "modified", *UNMEASURED)])
+ABSENT = ": there is no such file."
 
 log = logging.getLogger("kinoscope")
 
@@ -49,111 +57,344 @@ def build(
     progress: bool = True,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
+    keepers: Sequence[Keeper] = (),
 ) -> Manifest:
-    """Measures each video once and writes the manifest.
+    """Measures each video once, keeps of it what is asked for, and writes the manifest and the indices of what is kept.
 
-    A manifest that is already there is brought up to date: only files that are new or whose size or time changed are
-    measured. Files are measured in child processes, which are killed when one takes too long. A bad file is a row with
-    a reason, never an exception.
+    Only what is missing is done: of files that are new or have changed, everything; of others, what is not kept yet. A
+    bad file is a row with a reason, never an exception. Several calls for the same data wait for each other.
 
     Args:
         root: folder that the listing's paths are relative to; it is only read.
         listing: the videos, see `lists.listing`.
         destination: the manifest's file; written under another name and renamed.
         decoder: whose random access is tried on every good file.
-        progress: shows a bar on stderr while files are measured.
+        progress: shows a bar on stderr while files are read.
         workers: child processes, by default one per core.
-        time_limit: seconds for one file.
+        time_limit: seconds after which a file that has given no frame is given up.
+        keepers: what to keep.
 
     Raises:
-        KinoscopeError: the destination cannot be written.
+        Refusal: what is to be kept does not fit on the disk.
+        KinoscopeError: something cannot be written, or a folder not be read.
+        Interrupted: by a signal; what was done is kept.
     """
-    root, destination = Path(root), Path(destination)
-    paths = listing.column("path").to_pylist()
-    columns = _columns(root, paths)
-    stale = _reuse(columns, paths, _known(destination, decoder))
-    calls = [(str(root / paths[row]), decoder) for row in stale]
-    with tqdm(total=len(calls), desc="indexing", unit="video", disable=not (progress and calls)) as bar:
-        for outcome in in_children("kinoscope.data.prepare:measure", calls, workers or cores(), time_limit):
-            row, path = stale[outcome.call], calls[outcome.call][0]
-            measured = outcome.value or {**_UNMEASURED, "error": f"{path}: decoding it {outcome.fault}."}
-            # The root may move; the paths of the manifest stay true.
-            measured["error"] = measured["error"].replace(path, paths[row])
-            for name, value in measured.items():
-                columns[name][row] = value
-            bar.update()
-    measured_columns = {name: pa.array(column, SCHEMA.field(name).type) for name, column in columns.items()}
-    write(pa.table([*listing.columns, *measured_columns.values()], SCHEMA.names), destination, decoder)
-    _report(columns, stale)
+    work = _Work(Path(root), listing, Path(destination), decoder, keepers)
+    if work.journals() or not work.look().is_done():  # where all is done, not even a lock is written
+        with listening(_interrupted), work.locked():
+            _finish(work, workers or cores(), time_limit, progress)
+    pa.default_memory_pool().release_unused()  # a training of days follows
     return Manifest.open(destination)
 
 
-def measure(path: str, decoder: Decoder) -> dict[str, Any]:
-    """One video's measured columns; runs in a child process."""
-    measured = dict(_UNMEASURED)
-    try:
-        info = decode.probe(path, decoder)
-        measured.update({name: value for name, value in asdict(info).items() if name in measured})
-        with Path(path).open("rb") as file:
-            measured["sha"] = hashlib.file_digest(file, "sha256").hexdigest()
-        if info.frames < (1 - TOLERANCE) * info.claimed:
-            raise DecodeError(
-                f"{path}: is cut short or damaged; of the {info.claimed} frames it announces {info.frames} decode."
-            )
-        if info.damaged > TOLERANCE * info.frames:
-            raise DecodeError(f"{path}: is damaged; {info.damaged} of its {info.frames} frames do not decode cleanly.")
-    except DecodeError as error:
-        measured["error"] = str(error)
-    except OSError as error:
-        measured["error"] = f"{path}: cannot be read: {error.strerror}."
-    return measured
+@dataclass(frozen=True)
+class _State:
+    """What is known of the N listed videos, and what is missing.
+
+    Attributes:
+        table: the manifest, as far as it is known.
+        files: the videos' files.
+        known: (N,) SHA-256 of what was measured of this file before, perhaps with another size or time; or "".
+        stale: (N,) the file was never measured, or has changed.
+        indices: for each keeper, its index as it should be.
+        kept: for each keeper, (N,) the content of which a whole file is kept, or "".
+        lacking: for each keeper, (N,) whether that is not the content of this good video.
+        unchanged: whether all of it is what the tables on the disk say.
+    """
+
+    table: pa.Table
+    files: Files
+    known: pa.Table
+    stale: NDArray[np.bool_]
+    indices: list[pa.Table]
+    kept: list[Column]
+    lacking: list[NDArray[np.bool_]]
+    unchanged: bool
+
+    @property
+    def todo(self) -> NDArray[np.bool_]:
+        """(N,): videos that have to be read."""
+        return np.logical_or.reduce([self.stale, *self.lacking])
+
+    def is_done(self) -> bool:
+        return self.unchanged and not self.todo.any()
 
 
-def _columns(root: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """What a manifest adds to a listing, with each file's size and time alone (0 and 0 if it is missing)."""
-    fields = [field for field in SCHEMA if field.name not in schema().names]
-    columns = {field.name: np.zeros(len(paths), field.type.to_pandas_dtype()) for field in fields}
-    for row, path in enumerate(paths):
+class _Work:
+    """One data set, its tables and their journals."""
+
+    def __init__(
+        self, root: Path, listing: pa.Table, destination: Path, decoder: Decoder, keepers: Sequence[Keeper]
+    ) -> None:
+        self.root, self.listing, self.destination = root, listing, destination
+        self.decoder, self.keepers = decoder, keepers
+        self.paths = whole(listing.column("path"))
+        self.measured = Journal(destination.with_name(f"{destination.name}.{decoder}"), MEASURED)
+        self.indexed = [Journal(keeper.folder / INDEX, INDEX_SCHEMA) for keeper in keepers]
+        self.token = secrets.token_hex(4)  # of the files of this call
+        self.alone = False  # only then journals may be touched
+
+    def journals(self) -> bool:
+        """Whether an earlier call was cut off."""
+        return any([self.measured, *self.indexed])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with these tables; all calls take their locks in the same order."""
+        folders = sorted(keeper.folder for keeper in self.keepers)
         try:
-            status = os.stat(root / path)  # noqa: PTH116 - one call for both
-        except OSError:
-            continue  # the child finds out why
-        columns["bytes"][row], columns["modified"][row] = status.st_size, status.st_mtime_ns
-    return columns
+            with ExitStack() as held:
+                for file in (self.destination, *(folder / INDEX for folder in folders)):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    lock = FileLock(file.with_name(f".{file.name}.lock"))
+                    try:
+                        held.enter_context(lock.acquire(timeout=0))
+                    except Timeout:
+                        log.info("another process prepares these data; waiting for it")
+                        held.enter_context(lock.acquire())
+                    for unfinished in file.parent.glob(f".{file.name}.*.partial"):  # what killed calls have left
+                        unfinished.unlink(missing_ok=True)
+                for folder in folders:  # what their children still write, nobody renames
+                    shutil.rmtree(folder / ".partial", ignore_errors=True)
+                self.alone = True
+                try:
+                    yield
+                finally:
+                    self.alone = False
+                    for journal in (self.measured, *self.indexed):
+                        journal.close()
+                    for folder in folders:
+                        shutil.rmtree(folder / ".partial", ignore_errors=True)
+        except OSError as error:
+            where = error.filename or self.destination
+            raise KinoscopeError(f"{where}: cannot be written: {error.strerror or error}.") from error
+
+    def look(self) -> _State:
+        """Compares what is on the disk with what the tables and the journals say."""
+        files = survey(self.root, self.paths)
+        old, known = self._known()
+        position = places(self.paths, known.column("path"))
+        same = files.present & (position >= 0)
+        for name, of_files in (("bytes", files.bytes), ("modified", files.modified)):
+            same &= taken(known.column(name), position, -1).to_numpy() == of_files
+        found = {
+            name: taken(known.column(name), np.where(same, position, -1), value) for name, value in UNMEASURED.items()
+        }
+        absent = pc.call_function("binary_join_element_wise", [self.paths, pa.scalar(ABSENT), pa.scalar("")])
+        found["error"] = pc.call_function("if_else", [pa.array(files.present), found["error"], absent])
+        found |= {"bytes": pa.array(files.bytes), "modified": pa.array(files.modified)}
+        found |= {name: self.listing.column(name) for name in self.listing.column_names}
+        table = pa.table([found[name] for name in SCHEMA.names], schema=SCHEMA)
+        good = equal(table.column("error"), "") & same
+        unchanged = old is not None and old.equals(table)
+        indices, kept, lacking = [], [], []
+        for keeper, journal in zip(self.keepers, self.indexed, strict=True):
+            index, of_keeper, intact = self._kept(keeper, journal)
+            indices.append(index)
+            kept.append(of_keeper)
+            lacking.append(good & ~equal(of_keeper, table.column("sha")))
+            unchanged &= intact
+        return _State(table, files, known, files.present & ~same, indices, kept, lacking, unchanged)
+
+    def _known(self) -> tuple[pa.Table | None, pa.Table]:
+        """The manifest of an earlier call, and the measures of all that were tried with this decoder, newest first."""
+        try:
+            manifest = Manifest.open(self.destination)
+        except KinoscopeError:
+            manifest = None
+        measured = self.measured.read() if self.alone else MEASURED.empty_table()
+        if manifest is None or manifest.decoder != self.decoder:
+            return None, measured
+        old = pa.table([manifest.arrow(name) for name in SCHEMA.names], schema=SCHEMA)
+        return old, pa.concat_tables([measured, old.select(MEASURED.names)])
+
+    def _kept(self, keeper: Keeper, journal: Journal) -> tuple[pa.Table, Column, bool]:
+        """What a keeper's index should be, (N,) the kept content of each video or "", and whether the index is that."""
+        try:
+            old = read_index(keeper.folder)
+        except KinoscopeError:
+            old = INDEX_SCHEMA.empty_table()
+        index = pa.concat_tables([journal.read(), old]) if self.alone else old
+        newest = places(index.column("path"), index.column("path")) == np.arange(len(index))
+        index = index.filter(pa.array(newest))
+        position = places(self.paths, index.column("path"))
+        names = pc.call_function("binary_join_element_wise", [self.paths, pa.scalar(keeper.suffix), pa.scalar("")])
+        files = survey(keeper.folder, names)
+        failed = ~equal(taken(index.column("error"), position, ""), "")
+        same = taken(index.column("kept"), position, -1).to_numpy() == files.bytes
+        same &= taken(index.column("modified"), position, -1).to_numpy() == files.modified
+        sound = (position >= 0) & (failed | (same & files.present))
+        lost = np.zeros(len(index), bool)
+        lost[position[(position >= 0) & ~sound]] = True
+        index = index.filter(pa.array(~lost))
+        index = index.take(pc.call_function("sort_indices", [index.column("path")]))
+        contents = taken(index.column("sha"), np.where(sound, places(self.paths, index.column("path")), -1), "")
+        return index, contents, index.equals(old)
+
+    def do(self, rows: NDArray[np.int64], state: _State, workers: int, time_limit: float, progress: bool) -> None:
+        """Reads these videos, and notes every result in the journals at once."""
+        for keeper in self.keepers:
+            (keeper.folder / ".partial").mkdir(parents=True, exist_ok=True)
+        calls = _Calls(self, rows, state)
+        title = "preparing" if self.keepers else "indexing"
+        with tqdm(total=len(calls), desc=title, unit="video", disable=not progress) as bar:
+            for outcome in in_children("kinoscope.data.measure:measure", calls, workers, time_limit):
+                row = int(rows[outcome.call])
+                if outcome.fault is None:
+                    self._note(row, state, *outcome.value)
+                else:
+                    self._note_fault(row, state, outcome.fault)
+                bar.update()
+
+    def _note(
+        self, row: int, state: _State, measured: dict[str, Any] | None, kept: list[dict[str, Any] | None]
+    ) -> None:
+        path = self.paths[row].as_py()
+        file = {"path": path, "bytes": int(state.files.bytes[row]), "modified": int(state.files.modified[row])}
+        if measured is None:  # another time, the same content
+            position = int(places(self.paths.slice(row, 1), state.known.column("path"))[0])
+            measured = {name: state.known.column(name)[position].as_py() for name in UNMEASURED}
+        for number, columns in zip(self.jobs(row, state), kept, strict=True):
+            if columns is None:
+                continue
+            keeper = self.keepers[number]
+            if not columns["error"]:
+                target = kept_file(keeper, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.partial(number, row).replace(target)
+                columns["modified"] = target.stat().st_mtime_ns
+            self._append(self.indexed[number], {**file, "sha": measured["sha"], **columns}, path)
+        for number in range(len(self.keepers)):  # of a bad video
+            self.partial(number, row).unlink(missing_ok=True)
+        self._append(self.measured, {**file, **measured}, path)
+
+    def _note_fault(self, row: int, state: _State, fault: str) -> None:
+        """A child came to its end: by decoding, or where the video had been decoded before, by what is to be kept."""
+        path = str(self.root / self.paths[row].as_py())
+        if state.stale[row]:
+            return self._note(
+                row,
+                state,
+                {**UNMEASURED, "error": f"{path}: decoding it {fault}."},
+                [None] * len(self.jobs(row, state)),
+            )
+        columns: dict[str, Any] = {"kept": 0, "error": f"{path}: keeping it {fault}."}
+        return self._note(row, state, None, [dict(columns) for _ in self.jobs(row, state)])
+
+    def _append(self, journal: Journal, columns: dict[str, Any], path: str) -> None:
+        # The root may move; the paths of the tables stay true.
+        journal.append({**columns, "error": columns["error"].replace(str(self.root / path), path)})
+
+    def jobs(self, row: int, state: _State) -> list[int]:
+        """Keepers that may have to keep this video."""
+        return [number for number, lacking in enumerate(state.lacking) if state.stale[row] or lacking[row]]
+
+    def partial(self, number: int, row: int) -> Path:
+        """Where a child writes what is to be kept."""
+        keeper = self.keepers[number]
+        return keeper.folder / ".partial" / f"{self.token}-{row}{keeper.suffix}"
+
+    def write(self) -> pa.Table:
+        """Turns tables and journals into new tables; returns the manifest's."""
+        state = self.look()
+        for keeper, journal, index in zip(self.keepers, self.indexed, state.indices, strict=True):
+            write_table(index, keeper.folder / INDEX)
+            journal.remove()
+        write(state.table, self.destination, self.decoder)
+        self.measured.remove()
+        return state.table
 
 
-def _known(destination: Path, decoder: Decoder) -> Manifest | None:
-    """The manifest of an earlier call, if it can be read and its videos were tried with the same decoder."""
-    try:
-        manifest = Manifest.open(destination)
-    except KinoscopeError:
-        return None
-    return manifest if manifest.decoder == decoder else None
+class _Calls(Sequence[tuple[Any, ...]]):
+    """The arguments of `measure` for each row, made when its turn comes."""
+
+    def __init__(self, work: _Work, rows: NDArray[np.int64], state: _State) -> None:
+        self.work, self.rows, self.state = work, rows, state
+        position = places(work.paths, state.known.column("path"))
+        self.known = taken(state.known.column("sha"), position, "")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, call: Any) -> tuple[Any, ...]:
+        work, state, row = self.work, self.state, int(self.rows[call])
+        jobs = [
+            (work.keepers[number].parameters(), str(work.partial(number, row)), state.kept[number][row].as_py())
+            for number in work.jobs(row, state)
+        ]
+        size, modified = int(state.files.bytes[row]), int(state.files.modified[row])
+        path = str(work.root / work.paths[row].as_py())
+        return path, work.decoder, size, modified, self.known[row].as_py(), jobs
 
 
-def _reuse(columns: dict[str, np.ndarray], paths: Sequence[str], known: Manifest | None) -> list[int]:
-    """Copies what is known of unchanged files; returns the rows that remain to be measured."""
-    count = len(paths)
-    if known is None or not len(known):
-        return list(range(count))
-    position = {path: row for row, path in enumerate(known.column("path"))}
-    source = np.fromiter((position.get(path, -1) for path in paths), np.int64, count)
-    unchanged = source >= 0
-    for name in ("bytes", "modified"):
-        unchanged &= known.column(name)[source] == columns[name]
-    unchanged &= columns["modified"] != 0
-    for name in _UNMEASURED:
-        columns[name][unchanged] = known.column(name)[source[unchanged]]
-    return np.flatnonzero(~unchanged).tolist()
+def _finish(work: _Work, workers: int, time_limit: float, progress: bool) -> None:
+    """Does what is missing, and writes the tables."""
+    state = work.look()
+    rows = np.flatnonzero(state.todo)
+    if len(rows):
+        _require_space(work, state, workers, time_limit)
+        work.do(rows, state, workers, time_limit, progress)
+    del state
+    _report(work.write(), rows)
 
 
-def _report(columns: dict[str, np.ndarray], measured: list[int]) -> None:
+def _require_space(work: _Work, state: _State, workers: int, time_limit: float) -> None:
+    """Compares what will be kept, at most, with what is free on the disk."""
+    if not work.keepers:
+        return
+    sample = _sample(work, state, workers, time_limit)
+    needed = sum(_predicted(work, state, number, sample) for number in range(len(work.keepers)))
+    folder = work.keepers[0].folder
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        kinds = " and ".join(keeper.parameters()["kind"] for keeper in work.keepers)
+        raise Refusal(
+            f"{kinds}: needs up to {in_bytes(needed)} below {folder.parent}, where {in_bytes(free)} are free; free "
+            "some space, choose another data_dir, or keep smaller frames (data.resize) or another kind (data.cache)."
+        )
+
+
+def _predicted(work: _Work, state: _State, number: int, sample: Sequence[_Sample]) -> int:
+    """Bytes that a keeper will write: of videos that are measured, at most these; of others, by what headers claim."""
+    keeper, lacking = work.keepers[number], state.lacking[number]
+    sides = np.stack([state.table.column(name).to_numpy()[lacking] for name in ("frames", "height", "width")], axis=1)
+    alike, counts = np.unique(sides, axis=0, return_counts=True)
+    bytes_for = [keeper.bytes_for(*map(int, each)) for each in alike]
+    new = state.files.bytes[state.stale & equal(state.kept[number], "")].sum()
+    growth = float(np.median([keeper.bytes_for(*each.header) / each.bytes for each in sample])) if sample else 0.0
+    return int(np.dot(np.array(bytes_for, dtype=np.int64), counts)) + int(growth * new)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One file that was never measured: its size, and frames, height and width as its header claims them."""
+
+    bytes: int
+    header: tuple[int, int, int]
+
+
+def _sample(work: _Work, state: _State, workers: int, time_limit: float) -> list[_Sample]:
+    """Some of the files that were never measured, evenly spread."""
+    stale = np.flatnonzero(state.stale & (state.files.bytes > 0))
+    rows = stale[np.unique(np.linspace(0, len(stale) - 1, SAMPLED).astype(np.int64))] if len(stale) else stale
+    calls = [(str(work.root / work.paths[row].as_py()),) for row in rows.tolist()]
+    outcomes = in_children("kinoscope.data.measure:announced", calls, workers, time_limit)
+    found = {outcome.call: outcome.value for outcome in outcomes if outcome.value is not None}
+    return [_Sample(int(state.files.bytes[rows[call]]), tuple(header)) for call, header in found.items()]
+
+
+def _report(table: pa.Table, rows: NDArray[np.int64]) -> None:
     """Says what this call found; what earlier calls found, they said."""
-    bad = [row for row in measured if columns["error"][row]]
-    for row in bad[:REPORTED]:
-        log.warning("bad video: %s", columns["error"][row])
+    errors = table.column("error").take(pa.array(rows))
+    bad = errors.filter(pa.array(~equal(errors, "")))
+    for reason in bad.slice(0, REPORTED):
+        log.warning("bad video: %s", reason.as_py())
     if len(bad) > REPORTED:
         log.warning("bad videos: %d more; the manifest holds every reason.", len(bad) - REPORTED)
-    patchy = sum(columns["damaged"][row] > 0 and not columns["error"][row] for row in measured)
+    patchy = int(((table.column("damaged").take(pa.array(rows)).to_numpy() > 0) & equal(errors, "")).sum())
     if patchy:
         log.warning("%d videos hold a few damaged frames and are used.", patchy)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"{signal.Signals(number).name}: what is prepared is kept; the same command goes on from there")

@@ -19,6 +19,8 @@ from kinoscope.data.decode import fit
 
 Crops = Literal[1, 3, 5, 10]
 
+PIECE = 1 << 19  # numbers: 2 MiB of float32
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of JPEG and MPEG
 
 
@@ -44,7 +46,12 @@ class Preprocess(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """(…, C, [T,] H, W) pixels 0 … 255, uint8 or float → float32."""
-        return self.normalise_(x.to(torch.float32, copy=True))
+        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        # On a CPU in pieces that stay in its cache from one operation to the next; a GPU does everything at once.
+        size = max(1, PIECE // max(1, x[:1].numel())) if x.device.type == "cpu" and len(x) else max(1, len(x))
+        for pixels, part in zip(x.split(size), out.split(size), strict=True):
+            self.normalise_(part.copy_(pixels))
+        return out
 
     def normalise_(self, x: Tensor) -> Tensor:
         """Likewise of float32, in its own memory: fresh memory costs more than the arithmetic."""
@@ -146,7 +153,22 @@ class VideoPreprocess(Preprocess):
         Returns:
             (B, n, C, T, S, S) float.
         """
-        x = self.fit(x)
+        views = self._windows(self.fit(x), n)
+        return self.normalise(torch.cat([views, views.flip(-1)], dim=1) if n == 10 else views)
+
+    def flow_crops(self, x: Tensor, n: Crops = 1) -> Tensor:
+        """The same crops of flow (B, 2L, H, W), x and y in turn, in pixels: (B, n, 2L, S, S)."""
+        if min(x.shape[-2:]) < self.size:
+            raise ValueError(f"a crop of size={self.size} does not fit into flow of {x.shape[-2]}×{x.shape[-1]}")
+        views = self._windows(x, n)
+        if n < 10:
+            return views
+        mirrored = views.flip(-1)
+        mirrored[:, :, ::2] *= -1  # a mirror image moves the other way
+        return torch.cat([views, mirrored], dim=1)
+
+    def _windows(self, x: Tensor, n: Crops) -> Tensor:
+        """The n places to look at, of ten the first five: (B, …, H, W) → (B, n, …, S, S)."""
         places: dict[int, list[tuple[float, float]]] = {
             1: [(0.5, 0.5)],
             3: [(0.5, c) for c in (0, 0.5, 1)] if x.shape[-1] >= x.shape[-2] else [(r, 0.5) for r in (0, 0.5, 1)],
@@ -154,8 +176,7 @@ class VideoPreprocess(Preprocess):
         }
         if n not in (1, 3, 5, 10):
             raise ValueError(f"test crops are 1, 3, 5 or 10, got {n}")
-        views = torch.stack([self._crop_at(x, *place) for place in places[min(n, 5)]], dim=1)
-        return self.normalise(torch.cat([views, views.flip(-1)], dim=1) if n == 10 else views)
+        return torch.stack([self._crop_at(x, *place) for place in places[min(n, 5)]], dim=1)
 
     def fit(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → the same at the resolution of ``resize``, still on the scale 0 … 255."""
@@ -168,8 +189,13 @@ class VideoPreprocess(Preprocess):
         return x
 
     def _crop_at(self, x: Tensor, row: float, column: float) -> Tensor:
-        top, left = int((x.shape[-2] - self.size) * row), int((x.shape[-1] - self.size) * column)
+        top, left, _, _ = window(x.shape[-2], x.shape[-1], self.size, row, column)
         return x[..., top : top + self.size, left : left + self.size]
+
+
+def window(height: int, width: int, size: int, row: float = 0.5, column: float = 0.5) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a square at a share of the room that there is, by default in the centre."""
+    return int((height - size) * row), int((width - size) * column), size, size
 
 
 def frame_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | None:
@@ -185,6 +211,12 @@ def frame_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | No
 def target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
     """The (height, width) that frames of ``height`` × ``width`` get: as decoded, short side, or exact."""
     return (height, width) if resize is None else fit(width, height, resize)
+
+
+def zero_padding(x: Tensor, length: Tensor) -> Tensor:
+    """Sets the frames of (B, …, C, T, H, W) float from ``length`` (B,) on to zero, in place."""
+    padding = torch.arange(x.shape[-3], device=x.device) >= length[:, None]  # (B, T)
+    return x.masked_fill_(padding.view(len(x), *[1] * (x.ndim - 4), -1, 1, 1), 0)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

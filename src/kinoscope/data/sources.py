@@ -59,11 +59,13 @@ class Files:
         return self.root / self.manifest.path(row)
 
     def read(self, row: int, indices: NDArray[np.int64], box: Box | None = None) -> NDArray[np.uint8]:
+        return self.decoded(self.path(row), row, indices, box)
+
+    def decoded(
+        self, file: str | Path, row: int, indices: NDArray[np.int64], box: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """What `read` promises, from a file that holds this row's video."""
         # A short side would have to be turned into height and width by opening the file once more.
         height, width = int(self.heights[row]), int(self.widths[row])
         size = None if self.resize is None else target_size(height, width, self.resize)
-        frames = decode(self.path(row), indices, size, self.decoder, sequential=not self.random_access[row])
-        if box is None:
-            return frames
-        top, left, high, wide = box
-        return frames[:, top : top + high, left : left + wide]
+        return decode(file, indices, size, self.decoder, not self.random_access[row], box)

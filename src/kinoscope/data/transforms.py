@@ -264,28 +264,29 @@ class Augmentation:
         """One view of every sample.
 
         Args:
-            batch: ``draws`` (B, n) with ``video`` (B, 3, T, H, W) uint8, or ``flow`` (B, 2L, [T,] H, W) float, or both.
+            batch: ``draws`` (B, n) with ``video`` (B, 3, T, H, W) uint8, or ``flow`` (B, 2L, [T,] H, W) float, or both;
+                with ``cropped`` they are S × S, cut out where they were read, and only the rest is done.
             preprocess: gives size, mean and scale.
 
         Returns:
-            the batch without ``draws``: ``video`` (B, 3, T, S, S) float32, normalised; ``flow`` likewise, not
-            normalised.
+            the batch without ``draws`` and ``cropped``: ``video`` (B, 3, T, S, S) float32, normalised; ``flow``
+            likewise, not normalised.
         """
         batch = dict(batch)
-        draws = batch.pop("draws")
+        draws, cropped = batch.pop("draws"), bool(batch.pop("cropped", False))
         if draws.shape[1] != len(self.streams):
             raise ValueError(f"draws have {draws.shape[1]} columns, wanted are {', '.join(self.streams)}")
         crop, flip, *parts = draws.split(self.widths, dim=1)
-        if "video" in batch:
+        if "video" in batch and not cropped:
             batch["video"] = preprocess.fit(batch["video"])
         height, width = self._sides(batch)
-        boxes = self.crop.boxes(crop, height, width, preprocess.size)
+        boxes = None if cropped else self.crop.boxes(crop, height, width, preprocess.size)
         place = Place(boxes, preprocess.size, self.crop.resizes, flip[:, 0] < 0.5 if self.flip else None)
         if "video" in batch:
             x = place.frames(batch["video"])
             for recolouring, part in zip(self.recolourings, parts, strict=False):
                 x = recolouring(x, part)
-            batch["video"] = preprocess.normalise_(x.float())
+            batch["video"] = preprocess.normalise_(x) if x.dtype == torch.float32 else preprocess.normalise(x)
         if "flow" in batch:
             batch["flow"] = place.flow(batch["flow"])
         for erasing, part in zip(self.erasings, parts[len(self.recolourings) :], strict=True):

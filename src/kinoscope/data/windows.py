@@ -18,22 +18,22 @@ class Place(NamedTuple):
     """Where a batch looks: what frames and flow of a sample share.
 
     Attributes:
-        boxes: (B, 4) int64: top, left, height, width.
+        boxes: (B, 4) int64: top, left, height, width; None: everything, which is S × S.
         size: S, the side of the result.
         resized: whether boxes may be of another size than S × S.
         mirrored: (B,) bool, or None where nothing is.
     """
 
-    boxes: Tensor
+    boxes: Tensor | None
     size: int
     resized: bool
     mirrored: Tensor | None = None
 
     def frames(self, x: Tensor) -> Tensor:
         """(B, …, H, W) → (B, …, S, S) in memory of its own: of the same type, or float32 where it is resized."""
-        if self.resized:
+        if self.boxes is not None and self.resized:
             return zoom(x, self.boxes, self.size, self.mirrored)
-        x = cut(x, self.boxes[:, 0], self.boxes[:, 1], self.size)
+        x = x if self.boxes is None else cut(x, self.boxes[:, 0], self.boxes[:, 1], self.size)
         return x if self.mirrored is None else mirror(x, self.mirrored)
 
     def flow(self, x: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Child:
         environment: what is added to this process's environment.
         stdout: as `subprocess.Popen`'s; with ``subprocess.PIPE`` the stream is text.
         stderr: likewise.
+        stdin: likewise.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class Child:
         environment: Mapping[str, str] | None = None,
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
     ) -> None:
         theirs, self._ours = os.pipe()
         try:
             self._process = subprocess.Popen(
                 list(command),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 text=True,
@@ -68,6 +70,11 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stdin(self) -> IO[str]:
+        assert self._process.stdin is not None
+        return self._process.stdin
 
     @property
     def stdout(self) -> IO[str]:
@@ -135,6 +142,22 @@ def hold_tether() -> None:
         return
     os.set_inheritable(int(descriptor), False)
     threading.Thread(target=_watch, args=(int(descriptor),), name="tether", daemon=True).start()
+
+
+def end_with_owner() -> None:
+    """In a child whose work is worth nothing half done: the end of the owner is its end.
+
+    At once, and also in the midst of native code that keeps Python's lock, where no thread and no handler runs.
+    """
+    tether = int(os.environ.pop(TETHER))
+    os.set_inheritable(tether, False)
+    if hasattr(os, "O_ASYNC"):  # where it is not, the child ends when it reads its next order
+        import fcntl
+
+        fcntl.fcntl(tether, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(tether, fcntl.F_SETFL, os.O_ASYNC)  # SIGIO when the pipe closes, which ends whoever has no handler
+        if select.select([tether], [], [], 0)[0]:  # it closed before that
+            os._exit(1)
 
 
 def _watch(tether: int) -> None:

@@ -69,6 +69,12 @@ def gather(item: T) -> list[T]:
     return items
 
 
+def left_out(datamodule: Any) -> dict[str, int]:
+    """What bad files have cost all ranks: bad videos are the same for all, and each leaves out samples of its own."""
+    ranks = gather(datamodule.left_out())
+    return {**ranks[0], "samples": sum(each["samples"] for each in ranks)}
+
+
 def together(work: Callable[[], T]) -> T:
     """Does ``work`` on every rank. A `KinoscopeError` on any is raised on all, so that none waits for another."""
     if _group is None:

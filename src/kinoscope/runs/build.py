@@ -64,6 +64,11 @@ def build_preprocess(config: DictConfig, allowed: Sequence[str] | None = None) -
     return _refusing("data.preprocess", config.data.preprocess, allowed)
 
 
+def build_flow(config: DictConfig, allowed: Sequence[str] | None = None) -> Any:
+    """How flow is computed and stacked, where the network sees flow; else None."""
+    return _refusing("data.flow", config.data.flow, allowed) if config.data.get("input") == "flow" else None
+
+
 def build_callbacks(
     config: DictConfig, context: Mapping[str, Any], allowed: Sequence[str] | None = None
 ) -> list[pl.Callback]:

@@ -1,7 +1,8 @@
 """Lightning's fit loop: repaired, timed, and relieved of what it does at every step for nobody.
 
 The repair: without it, a run with ``max_steps`` cannot be resumed from an epoch's end. The relief: a step of a few
-milliseconds spends a tenth of them in empty hooks and in the brackets of a profiler that does not profile.
+milliseconds spends a tenth of them in empty hooks, in the brackets of a profiler that does not profile, and in asking
+anew at every step what does not change.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -20,6 +22,8 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from kinoscope.runs.stopwatch import Stopwatch
@@ -77,18 +81,29 @@ class TimedEpochLoop(_TrainingEpochLoop):
     """Tells a stopwatch where a batch is, and leaves out some of Lightning's doings at every step.
 
     It looks after schedules where there are none. It asks the signature of ``training_step`` whether it wants the
-    batch's number; here it is asked once an epoch. And where there are several ranks it asks the first one whether it
-    has received SIGTERM, which makes the host wait for the device; the ranks of a run agree about that among themselves
-    (agreement.py).
+    batch's number, and goes through classes for whether they can validate; here both are asked once an epoch. And where
+    there are several ranks it asks the first one whether it has received SIGTERM, which makes the host wait for the
+    device; the ranks of a run agree about that among themselves (agreement.py).
     """
 
     watch: Stopwatch
     _numbered = True
+    _validates: bool | None = None  # in this epoch; None outside of one
+
+    def run(self, data_fetcher: Any) -> None:
+        self._validates = super()._should_check_val_epoch()
+        try:
+            super().run(data_fetcher)
+        finally:
+            self._validates = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         step = self.trainer.lightning_module.training_step
         self._numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)  # by any name
+
+    def _should_check_val_epoch(self) -> bool:
+        return super()._should_check_val_epoch() if self._validates is None else self._validates
 
     def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
         self.watch.switch("forward")
@@ -118,6 +133,11 @@ class TimedEvaluationLoop(_EvaluationLoop):
 
     watch: Stopwatch
 
+    @_EvaluationLoop.restarting.setter
+    def restarting(self, restarting: bool) -> None:
+        """At every training step; has no loops within, which Lightning's would look for."""
+        self._restarting = restarting
+
     def run(self) -> Any:
         with self.watch.during("test" if self.trainer.testing else "validation"):
             return super().run()
@@ -136,43 +156,76 @@ class QuietConnector(_LoggerConnector):
     """Goes through what ``self.log`` was given in a step, if it was given anything."""
 
     def on_batch_end(self) -> None:
-        results = self.trainer._results
+        results = self._results
         if results:
             super().on_batch_end()
         elif results is not None:
             results.batch = results.batch_size = None
 
     def update_train_step_metrics(self) -> None:
-        if self.trainer._results:
+        if self._results:
             super().update_train_step_metrics()
+
+    @property
+    def _results(self) -> _ResultCollection | None:
+        """What the loop that runs has been given; Lightning compares the names of stages to find that loop."""
+        training = self.trainer.state.stage is RunningStage.TRAINING
+        return self.trainer.fit_loop.epoch_loop._results if training else self.trainer._results
 
 
 @contextmanager
 def without_empty_hooks(trainer: pl.Trainer, callbacks: Sequence[pl.Callback]) -> Iterator[None]:
-    """Inside, ``trainer`` does not go through the hooks of a step that nobody has filled.
+    """Inside, ``trainer`` takes a step's hooks to those alone who have filled them, and looks for them but once.
 
-    Lightning's loops, plugins and strategies all call hooks through two functions, which are stood in for here. A
-    callback that was told to do nothing says so by an attribute ``idle``.
+    Lightning's loops, plugins and strategies all call hooks through three functions, which are stood in for here. A
+    callback that was told to do nothing says so by an attribute ``idle``. Where a profiler measures, all that is called
+    at all is called by Lightning.
     """
-    to_callbacks, to_module = call._call_callback_hooks, call._call_lightning_module_hook
+    originals = call._call_callback_hooks, call._call_lightning_module_hook, call._call_strategy_hook
+    to_callbacks, to_module, to_strategy = originals
     listening = [callback for callback in callbacks if not getattr(callback, "idle", False)]
-    unheard = {name for name in EMPTY_HOOKS if not any(fills(callback, name) for callback in listening)}
-    empty = {name for name in EMPTY_HOOKS if not fills(trainer.lightning_module, name)}
+    filled = {name: [callback for callback in listening if fills(callback, name)] for name in EMPTY_HOOKS}
+    module, state = trainer.lightning_module, vars(trainer.lightning_module)
+    empty = {name for name in EMPTY_HOOKS if not fills(module, name)}
+    profiled = not isinstance(trainer.profiler, Unprofiled)  # pyright: ignore[reportAttributeAccessIssue]
+    selector: Any = trainer._data_connector._datahook_selector  # of this fit: who has the hooks of a batch's way
+    if selector is not None:
+        selector.get_instance = cache(selector.get_instance)
 
     def tell_callbacks(caller: pl.Trainer, hook_name: str, *args: Any, **kwargs: Any) -> None:
-        if hook_name not in unheard or caller is not trainer:
+        told = filled.get(hook_name)
+        if told is None or caller is not trainer or (told and profiled):
             to_callbacks(caller, hook_name, *args, **kwargs)
+        elif told:
+            outer, state["_current_fx_name"] = state["_current_fx_name"], hook_name
+            for callback in told:
+                getattr(callback, hook_name)(trainer, module, *args, **kwargs)
+            state["_current_fx_name"] = outer
 
     def tell_module(caller: pl.Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
-        if hook_name not in empty or caller is not trainer:
+        if hook_name in empty and caller is trainer:
+            return None
+        if profiled or caller is not trainer or "pl_module" in kwargs:
             return to_module(caller, hook_name, *args, **kwargs)
-        return None
+        return tell(module, hook_name, args, kwargs)
+
+    def tell_strategy(caller: pl.Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
+        if profiled or caller is not trainer:
+            return to_strategy(caller, hook_name, *args, **kwargs)
+        return tell(trainer.strategy, hook_name, args, kwargs)
+
+    def tell(listener: Any, hook_name: str, args: Any, kwargs: Any) -> Any:
+        outer, state["_current_fx_name"] = state["_current_fx_name"], hook_name
+        output = getattr(listener, hook_name)(*args, **kwargs)
+        state["_current_fx_name"] = outer
+        return output
 
     call._call_callback_hooks, call._call_lightning_module_hook = tell_callbacks, tell_module
+    call._call_strategy_hook = tell_strategy
     try:
         yield
     finally:
-        call._call_callback_hooks, call._call_lightning_module_hook = to_callbacks, to_module
+        call._call_callback_hooks, call._call_lightning_module_hook, call._call_strategy_hook = originals
 
 
 def fills(listener: pl.Callback | pl.LightningModule, hook_name: str) -> bool:

@@ -14,9 +14,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kinoscope.contracts import Batch, DataSpec
-from kinoscope.data.clips import view_starts
+from kinoscope.data.clips import Sampler
+from kinoscope.data.flow_stacks import FlowStacks
+from kinoscope.data.preprocess import LUMA, VideoPreprocess, zero_padding
 from kinoscope.errors import KinoscopeError
-from kinoscope.runs.build import TRUSTED, build_preprocess, build_system
+from kinoscope.runs.build import TRUSTED, build_flow, build_preprocess, build_system
 from kinoscope.runs.checkpoints import read_checkpoint
 from kinoscope.runs.folder import RunFolder
 from kinoscope.systems.base import System
@@ -35,6 +37,7 @@ class Run:
         config: its resolved config.
         spec: what its data are.
         preprocess: uint8 → the network's input, as in training.
+        flow: how frames become flow, where the network sees flow.
         system: the trained LightningModule.
         checkpoint: the file that was loaded.
         steps: the optimizer steps (of the generator, for a GAN) behind it.
@@ -47,31 +50,52 @@ class Run:
     system: System
     checkpoint: Path
     steps: int
+    flow: FlowStacks | None = None
 
     def denormalise(self, x: Tensor) -> Tensor:
         """The network's inputs or outputs back on the pixel scale 0…1."""
         return cast(Any, self.preprocess.to(x.device)).denormalise(x)
 
     @torch.inference_mode()
-    def predict(self, sample: np.ndarray | Tensor, views: int = 10) -> Tensor:
+    def predict(self, sample: np.ndarray | Tensor, views: int = 10, fps: float | None = None) -> Tensor:
         """Class probabilities (K,) of one video (T, H, W, C) or image (H, W, C), uint8, of any resolution.
 
-        A video is judged by ``views`` clips spread evenly over it, each preprocessed as in training.
+        A video is judged by ``views`` clips spread evenly over it, each sampled and preprocessed as in training; as one
+        sequence where it was trained so (``data.sampling=all``).
+
+        Args:
+            sample: the pixels.
+            views: clips of a video.
+            fps: frames per second of the video; only a run with ``data.sequence_fps`` asks for them.
 
         Raises:
-            KinoscopeError: wrong dtype or number of axes, or a video shorter than a clip.
+            KinoscopeError: wrong dtype or number of axes, a video shorter than a clip, or one whose ``fps`` is needed.
         """
         if not hasattr(self.system, "predict"):
             raise KinoscopeError(f"{type(self.system).__name__} has no classes to predict")
-        pixels = self._uint8(sample, axes={"video": 4, "image": 3}[self.spec.modality])
+        pixels = self._uint8(sample, axes=3 if self.spec.modality == "image" else 4)
         if self.spec.modality == "image":
             batch: Batch = {"image": self._preprocess(pixels.permute(2, 0, 1)[None].to(self.system.device))}
+        elif self.flow is not None:
+            numbers, _ = Sampler(frames=self.flow.needed).views(len(pixels), views=views)  # (V, L + 1)
+            stacks = [self._stack(pixels[torch.from_numpy(clip).to(pixels.device)]) for clip in numbers]
+            batch = {"flow": torch.stack(stacks)[None].to(self.system.device)}
         else:
-            frames, stride = self.spec.shape[1], int(self.config.data.stride)
-            starts = view_starts(len(pixels), frames, stride, views)
-            clips = torch.stack([pixels[start : start + (frames - 1) * stride + 1 : stride] for start in starts])
-            clips = clips.permute(0, 4, 1, 2, 3)  # (V, C, T, H, W)
-            batch = {"clips": self._preprocess(clips.to(self.system.device))[None]}
+            data = self.config.data
+            sampler = Sampler(
+                data.get("sampling", "random"), self.spec.shape[1], int(data.stride), data.get("sequence_fps")
+            )
+            if sampler.fps is not None and not fps:
+                raise KinoscopeError(
+                    f"this run sees {sampler.fps:g} frames per second: say how many the video has, fps=…"
+                )
+            numbers, lengths = sampler.views(len(pixels), fps or 0.0, 1 if sampler.mode == "all" else views)
+            clips = pixels[torch.from_numpy(numbers).to(pixels.device)].permute(0, 4, 1, 2, 3)  # (V, C, T, H, W)
+            x = self._preprocess(clips.to(self.system.device))
+            length = torch.from_numpy(lengths.astype(np.int64)).to(x.device)
+            batch = {"clips": zero_padding(x, length)[None]}
+            if sampler.mode == "all":
+                batch["length"] = length
         return cast(Any, self.system).predict(batch)[0]
 
     @torch.inference_mode()
@@ -95,6 +119,15 @@ class Run:
             raise KinoscopeError(f"{type(self.system).__name__} reconstructs nothing")
         reconstruction = cast(Any, self.system).reconstruct({"image": self._images(images)})
         return self.denormalise(reconstruction)
+
+    def _stack(self, frames: Tensor) -> Tensor:
+        """The stack of flow between frames (L + 1, H, W, 3), as prepare would have kept it: (2L, S, S)."""
+        assert self.flow is not None
+        preprocess = cast(VideoPreprocess, self.preprocess)
+        resized = preprocess.fit(frames.cpu().permute(3, 0, 1, 2)[None])[0]  # (3, L + 1, h, w)
+        luma = (resized.float() * torch.tensor(LUMA).view(3, 1, 1, 1)).sum(dim=0).round().to(torch.uint8)
+        stored, bounds = self.flow.computed(luma.numpy())
+        return preprocess.flow_crops(self.flow(stored[None], bounds[None]))[0, 0]
 
     def _preprocess(self, pixels: Tensor) -> Tensor:
         return self.preprocess.to(pixels.device)(pixels)
@@ -144,4 +177,7 @@ def load_run(folder: str | Path, checkpoint: CheckpointName = "best", trust: Seq
     except RuntimeError as error:
         raise KinoscopeError(f"'{path}' does not fit the config beside it: {str(error).splitlines()[0]}") from error
     assert system.spec is not None
-    return Run(run.path, config, system.spec, preprocess.eval(), system.eval(), path, state["global_step"])
+    return Run(
+        run.path, config, system.spec, preprocess.eval(), system.eval(), path, state["global_step"],
+        build_flow(config, allowed),
+    )  # fmt: skip

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-TARGETS: dict[str, str] = {"kinoscope.runs.loggers.wandb_logger": "kinoscope.runs.wandb.wandb_logger"}
+TARGETS: dict[str, str] = {
+    "kinoscope.runs.loggers.wandb_logger": "kinoscope.runs.wandb.wandb_logger",
+    "kinoscope.data.video.UCF101": "kinoscope.data.datasets.UCF101",
+    "kinoscope.data.video.Motion": "kinoscope.data.datasets.Motion",
+}
 """Dotted name of a class or function then → now; of a module, for everything in it."""
 
 KEYS: dict[str, str] = {}

@@ -17,7 +17,7 @@ from kinoscope.config.overrides import key_of
 from kinoscope.errors import Refusal
 from kinoscope.runs import provenance
 from kinoscope.runs.folder import RunFolder
-from kinoscope.runs.signature import EXTENSIBLE, flatten, is_inside
+from kinoscope.runs.signature import EXTENSIBLE, canonical, flatten, is_inside
 
 if TYPE_CHECKING:
     from kinoscope.runs.warm_start import WarmStart
@@ -69,7 +69,11 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
         if value == before:
             continue
         ours, theirs = (flatten({key: node}) for node in (value, before))
-        changed = [leaf for leaf in {**ours, **theirs} if ours.get(leaf, _ABSENT) != theirs.get(leaf, _ABSENT)]
+        changed = [
+            leaf
+            for leaf in {**ours, **theirs}
+            if canonical(leaf, ours.get(leaf, _ABSENT)) != canonical(leaf, theirs.get(leaf, _ABSENT))
+        ]
         if key in EXTENSIBLE and _raises(value, before):
             raised = True
         elif any(is_inside(leaf, callbacks) for leaf in changed):

@@ -32,11 +32,14 @@ OUTSIDE = (
     "data.root",
     "data.data_dir",
     "data.download",
+    "data.cache_gigabytes",
     "trainer.devices",  # devices × batch is in, which device is not
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.profiler",
 )
+# Values of a key that give the very same result: they all count as the first.
+ALIKE: dict[str, tuple[Any, ...]] = {"data.cache": ("none", "raw")}  # the same pixels; the other caches lose some
 # Lightning's callbacks take part in the training, but for those that only watch it. One of your own is taken to watch.
 LIGHTNING = ("lightning.pytorch.callbacks.", "pytorch_lightning.callbacks.")
 WATCHING = ("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar", "ThroughputMonitor")
@@ -76,7 +79,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a resolved config is part of a run's identity, by its dotted keys."""
     callbacks = config.get("callbacks") or {}
-    return {key: value for key, value in flatten(config).items() if is_inside(key, callbacks)}
+    return {key: canonical(key, value) for key, value in flatten(config).items() if is_inside(key, callbacks)}
+
+
+def canonical(key: str, value: Any) -> Any:
+    """One value for all those of a dotted key that give the very same result."""
+    alike = ALIKE.get(key, ())
+    return alike[0] if value in alike else value
 
 
 def inside(config: Mapping[str, Any]) -> dict[str, Any]:

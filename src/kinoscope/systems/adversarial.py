@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -91,7 +91,7 @@ class Adversarial(System):
         self.accumulate = 1
         self.clip: tuple[float, GradClipAlgorithmType] | None = None
         self._drawn: tuple[Tensor, ...] = ()
-        self._drawn_for: tuple[Any, ...] = ()
+        self._drawn_for: tuple[int, ...] = ()
         self.register_buffer("ema_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fixed_latent", self.draw(FIXED_LATENT_STEP, fixed_samples))
         self._critic_updates = 0  # with critic_steps > 1 more than the clock
@@ -128,17 +128,14 @@ class Adversarial(System):
             self.ema.eval()  # its batch statistics are the generator's, copied; it never sees a training batch
         return self
 
-    def draw(self, step: int, n: int, first: int = 0, every: int = 1) -> Tensor:
-        """Latents (n, *latent_shape) of ``step``, for the positions first, first + every, … of the global batch."""
-        ahead = AHEAD if self.accumulate == 1 else 1  # the batches of one update take turns with their positions
-        block, row = divmod(step, ahead)
-        wanted = (block, n, first, every, self.device, self.dtype)
-        if self._drawn_for != wanted:
-            steps, positions = block * ahead + np.arange(ahead), first + every * np.arange(n)
-            shape, prior = self._player.latent_shape, self._player.latent_prior
-            self._drawn = self._here(latent(self.seed, steps, positions, shape, prior)).unbind()
-            self._drawn_for = wanted
-        return self._drawn[row]
+    def draw(self, step: int | NDArray[np.int64], n: int, first: int = 0, every: int = 1) -> Tensor:
+        """Latents of a step, or of each of several, for the positions first, first + every, … of the global batch.
+
+        Returns:
+            (*step.shape, n, *latent_shape).
+        """
+        shape, prior = self._player.latent_shape, self._player.latent_prior
+        return self._here(latent(self.seed, step, first + every * np.arange(n), shape, prior))
 
     def _own(self, step: int, n: int, before: int = 0) -> Tensor:
         """This rank's share of a batch's latents: it has every ``world_size``-th sample, as the loaders deal them out.
@@ -148,8 +145,13 @@ class Adversarial(System):
             n: samples on this rank.
             before: samples on each rank in earlier batches of the same update.
         """
-        size = self.trainer.world_size
-        return self.draw(step, n, before * size + self.global_rank, size)
+        ahead = AHEAD if self.accumulate == 1 else 1  # the batches of one update take turns with their positions
+        block, row = divmod(step, ahead)
+        if self._drawn_for != (block, n, before):
+            size = self.trainer.world_size
+            drawn = self.draw(block * ahead + np.arange(ahead), n, before * size + self.global_rank, size)
+            self._drawn, self._drawn_for = drawn.unbind(), (block, n, before)
+        return self._drawn[row]
 
     def _here(self, noise: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(noise)
@@ -213,8 +215,7 @@ class Adversarial(System):
         return _mean(terms, counts)
 
     def _backward(self, loss: Tensor) -> None:
-        strategy = self.trainer.strategy
-        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+        with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():  # where there are several devices
             self.manual_backward(loss if self.accumulate == 1 else loss / self.accumulate)
 
     @property
@@ -232,12 +233,12 @@ class Adversarial(System):
             scaler.unscale_(optimizer)
             self.trainer.precision_plugin._after_closure(self, optimizer)
             scaler.step(optimizer)
-        optimizer.zero_grad()
+        forget_gradients(self._parameters_of["critic"])
 
     def _step_generator(self, optimizer: Any) -> None:
         ranks.average_gradients(self._parameters_of["generator"])
         optimizer.step()
-        optimizer.zero_grad()
+        forget_gradients(self._parameters_of["generator"])
         if self.ema is not None:
             self._update_ema(self.ema)
 
@@ -283,6 +284,7 @@ class Adversarial(System):
             network.train(training)
 
     def on_validation_start(self) -> None:
+        self._drawn_for = ()
         # Batch statistics are each rank's own in training; all ranks judge the generator that will be saved.
         ranks.copy_from_first(self.buffers())
 
@@ -310,7 +312,7 @@ class Adversarial(System):
         self._sums, self._evaluated = {}, 0
 
     def on_train_start(self) -> None:
-        self._real, self._critic_terms = [], []  # of a fit that ended within an update
+        self._real, self._critic_terms, self._drawn_for = [], [], ()  # of a fit that ended, maybe within an update
         self._generator_terms = {name: value.to(self.device) for name, value in self._generator_terms.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -343,6 +345,12 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad = True
+
+
+def forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """What ``zero_grad`` of their optimizer comes to, without a hundredth of a small step that it takes for it."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _nothing() -> None:

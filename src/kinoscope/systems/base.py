@@ -53,12 +53,6 @@ class System(pl.LightningModule):
         # Normalisation that `freeze_named` keeps in evaluation mode, by name: synchronised ones may take their places.
         self._still: list[str] = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # thirty times a step; torch would ask each time whether it is a parameter
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         self.watch.switch("backward")
         super().backward(loss, *args, **kwargs)

@@ -5,6 +5,7 @@ Shape legend: B batch, V views, C channels, T frames, H height, W width, K class
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ class Classification(System):
     A video's answer is the mean of its views' softmax. Losses are nats per clip.
 
     Args:
-        network: (B, *spec.shape) → logits (B, K).
+        network: (B, *spec.shape) → logits (B, K). One whose ``forward`` has an argument ``length`` is told how many
+            frames of each sample are no padding, (B,) int64.
         optimizer: makes an optimizer from parameters.
         scheduler: makes a learning-rate schedule from the optimizer.
         scheduler_interval: whether the schedule counts epochs or optimizer steps.
@@ -45,6 +47,7 @@ class Classification(System):
     ) -> None:
         super().__init__(log_every=log_every)
         self.network = network
+        self.takes_length = "length" in inspect.signature(network.forward).parameters
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval: Literal["epoch", "step"] = scheduler_interval
@@ -61,17 +64,24 @@ class Classification(System):
         return scheduled(optimizer, self.scheduler, self.scheduler_interval, self.scheduler_monitor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self.network(sample_of(batch))
+        logits = self.logits(sample_of(batch), batch.get("length"))
         loss = cross_entropy(logits, batch["label"])
         accuracy = hits(logits.detach(), batch["label"], k=1).float().mean()
         self.observe({"loss": loss, "accuracy": accuracy}, count=len(logits))
         return loss
 
+    def logits(self, x: Tensor, length: Tensor | None = None) -> Tensor:
+        """Of one clip or image each, (B, K); without ``length`` (B,) every frame counts."""
+        if not self.takes_length:
+            return self.network(x)
+        if length is None:
+            length = torch.full((len(x),), x.shape[2], device=x.device)
+        return self.network(x, length)
+
     def view_logits(self, batch: Batch) -> Tensor:
         """Logits of every view, (B, V, K); a clip or an image is one view. One view at a time bounds the memory."""
-        if "clips" not in batch:
-            return self.network(sample_of(batch))[:, None]
-        return torch.stack([self.network(view) for view in batch["clips"].unbind(dim=1)], dim=1)
+        views = views_of(batch).unbind(dim=1)
+        return torch.stack([self.logits(view, batch.get("length")) for view in views], dim=1)
 
     def predict(self, batch: Batch) -> Tensor:
         """Class probabilities (B, K): the mean of the views' softmax (logistic for multi-label)."""
@@ -100,8 +110,16 @@ class Classification(System):
 
 
 def sample_of(batch: Batch) -> Tensor:
-    """The network's input in a batch: its clip (B, C, T, H, W) or image (B, C, H, W)."""
-    return batch["video"] if "video" in batch else batch["image"]
+    """The network's input in a batch: its clip (B, C, T, H, W), image (B, C, H, W) or, alone, flow (B, 2L, H, W)."""
+    return next(batch[name] for name in ("video", "image", "flow") if name in batch)
+
+
+def views_of(batch: Batch) -> Tensor:
+    """All views of each sample, (B, V, …): those of a video's clips or flow; anything else is one view."""
+    if "clips" in batch:
+        return batch["clips"]
+    sample = sample_of(batch)
+    return sample if sample is batch.get("flow") and sample.ndim == 5 else sample[:, None]
 
 
 def nats(logits: Tensor, label: Tensor) -> Tensor:

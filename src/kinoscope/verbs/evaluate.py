@@ -59,13 +59,21 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
                 trainer.validate(loaded.system, datamodule=datamodule, verbose=False)
             else:
                 trainer.test(loaded.system, datamodule=datamodule, verbose=False)
+            skipped = agreement.left_out(datamodule)
     metrics = logged(trainer)
     if trainer.is_global_zero:
-        _write(loaded, stored, config, metrics, time.monotonic() - started)
+        _write(loaded, stored, config, metrics, skipped, time.monotonic() - started)
     return metrics
 
 
-def _write(loaded: Run, stored: DictConfig, config: DictConfig, metrics: dict[str, float], seconds: float) -> None:
+def _write(
+    loaded: Run,
+    stored: DictConfig,
+    config: DictConfig,
+    metrics: dict[str, float],
+    skipped: dict[str, int],
+    seconds: float,
+) -> None:
     summary = RunFolder.open(loaded.folder).read_summary()
     write_json(
         loaded.folder / "evaluation.json",
@@ -79,6 +87,7 @@ def _write(loaded: Run, stored: DictConfig, config: DictConfig, metrics: dict[st
             "precision": config.precision,
             "views": stored.data.get("test_views"),
             "crops": stored.data.get("test_crops"),
+            "skipped": skipped,
             {"validation": "val", "test": "test"}[config.subset]: metrics,
         },
     )

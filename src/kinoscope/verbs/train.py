@@ -351,10 +351,9 @@ def _train(run: Prepared, stop: StopRequest) -> None:
                 weights_only=True,
             )
             tested = _test(trainer, run)
-            skipped = agreement.gather(run.datamodule.left_out())
+            skipped = agreement.left_out(run.datamodule)
         if agreement.rank() == 0:
-            # Bad videos are the same for all ranks; each leaves out samples of its own.
-            folder.write_summary(skipped={**skipped[0], "samples": sum(each["samples"] for each in skipped)})
+            folder.write_summary(skipped=skipped)
         exit_code = 0
         _say(folder, tested)
     except Interrupted as error:

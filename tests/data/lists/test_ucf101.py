@@ -132,14 +132,14 @@ def test_every_fault_is_one_sentence(root: Path) -> None:
         file.unlink()
     refused("class 'ApplyLipstick' has no training video of split 1")
     (root / "ucfTrainTestlist/classInd.txt").write_text("ApplyLipstick\n")
-    refused("expected lines like")
+    refused("classInd.txt, line 1: expected '1 ApplyEyeMakeup', found 'ApplyLipstick'")
     (root / "ucfTrainTestlist/classInd.txt").unlink()
     refused("classInd.txt is missing")
 
 
 def test_a_folder_without_classes_is_refused(root: Path) -> None:
     (root / "UCF-101").rename(root / ".hidden")
-    with pytest.raises(Refusal, match="not one class folder"):
+    with pytest.raises(Refusal, match=r"not one class folder"):
         ucf101.class_names(root)
 
 
@@ -153,3 +153,36 @@ def test_the_real_lists(datasets: Path, folder: str, names: int, train: int, tes
     assert {e.path for e in held} == {e.path for e in entries}
     trained = {e.group for e in held if e.subset == "train"}
     assert not trained & {e.group for e in held if e.subset != "train"}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("../../etc/passwd.avi 1", r"expected '<Class>/<file>', found '\.\./\.\./etc/passwd.avi 1'"),
+        ("/etc/passwd.avi 1", "expected '<Class>/<file>'"),
+        ("Archery\\..\\x.avi 1", "expected '<Class>/<file>'"),
+        ("../passwd.avi 1", r"'\.\.' is not a class of classInd.txt"),
+        ("Archary/v_Archary_g01_c01.avi 2", r"'Archary' is not a class of classInd.txt \(did you mean 'Archery'"),
+        ("Archery/v_Archery_g04_c01.avi 2", "Archery/v_Archery_g04_c01.avi has been listed before, in line 15"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(root: Path, line: str, fault: str) -> None:
+    with (root / "ucfTrainTestlist/trainlist01.txt").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(Refusal, match=rf"trainlist01.txt, line 44: {fault}"):
+        ucf101.read_split(root, 1)
+
+
+def test_links_that_lead_out_are_refused(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "secret.avi").touch()
+    path = root / "UCF-101/ApplyLipstick/v_ApplyLipstick_g04_c02.avi"
+    path.unlink()
+    path.symlink_to(outside / "secret.avi")
+    with pytest.raises(Refusal, match=r"trainlist01.txt, line 2: UCF-101/ApplyLipstick/.* leads out of .*secret\.avi"):
+        ucf101.read_split(root, 1)
+    path.unlink()
+    (root / "UCF-101/Archery").rename(outside / "Archery")
+    (root / "UCF-101/Archery").symlink_to(outside / "Archery")
+    with pytest.raises(Refusal, match=r"UCF-101/Archery is a link that leads out of .*; everything a data set has"):
+        ucf101.class_names(root)

@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from kinoscope.data.decoders import Astray, Target, pyav
+from kinoscope.data.decoders import Astray, Box, Target, cut, pyav
 
 log = logging.getLogger("kinoscope")
 
 
-def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+def read(path: str | Path, wanted: Sequence[int], target: Target, box: Box = None) -> np.ndarray:
     """Frames by decord, by PyAV where there is no decord. Raises `Astray`."""
     decord = library()
     if decord is None:
-        return pyav.read(path, wanted, target)
+        return pyav.read(path, wanted, target, box)
     height, width = target or (-1, -1)
     try:
         # Without this tolerance it fills a frame that it fails to get with a copy of another one and says nothing.
         reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1, fault_tol=0.0001)
         if wanted[-1] >= len(reader) - 1:
             raise Astray(f"decord finds {len(reader)} frames and is not to be trusted with the last")
-        return reader.get_batch(wanted).asnumpy()
+        return cut(reader.get_batch(wanted).asnumpy(), box)
     except Astray:
         raise
     except Exception as error:  # decord raises half a dozen unrelated types, also for some files that are fine

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kinoscope.data.decoders import Astray, Target
+from kinoscope.data.decoders import Astray, Box, Target
 from kinoscope.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ REACHES = (0, 8, 64, 512)
 WORTH = 4  # frames: a seek that passes over fewer costs more than it saves, since the decoder has to be filled anew
 
 
-def count(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+def count(path: str | Path, wanted: Sequence[int], target: Target, box: Box = None) -> np.ndarray:
     """Frames found by counting from the start.
 
     Raises:
         DecodeError: the file is no video, or has no such frame.
     """
-    shrink = Scaler(target)
+    shrink = Scaler(target, box)
     frames: list[np.ndarray] = []
     seen = 0
     with opened(path) as (container, stream):
@@ -48,7 +48,7 @@ def count(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray
     raise DecodeError(f"{path}: frame {wanted[len(frames)]} was asked for, but only {seen} frames can be decoded.")
 
 
-def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+def read(path: str | Path, wanted: Sequence[int], target: Target, box: Box = None) -> np.ndarray:
     """Frames found by seeking.
 
     Raises:
@@ -57,7 +57,7 @@ def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
     """
     import av
 
-    shrink = Scaler(target)
+    shrink = Scaler(target, box)
     with opened(path) as (container, stream):
         try:
             return _stacked(path, [shrink(frame) for frame in _Seeker(container, stream).frames(wanted)])
@@ -127,16 +127,27 @@ class InOrder:
 
 
 class Scaler:
-    """Frames to RGB arrays (H, W, 3) uint8, bilinearly where they are scaled."""
+    """Frames to RGB arrays (H, W, 3) uint8, bilinearly where they are scaled, cut to a box thereafter."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, box: Box = None) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.height, self.width = target or (None, None)
+        self.box = box
+        self.first: tuple[int, int] | None = None  # the size of the first frame that is cut
         self.scaler = VideoReformatter()  # one for all frames: it keeps its tables
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        return self.scaler.reformat(frame, self.width, self.height, "rgb24", interpolation="BILINEAR").to_ndarray()
+        # By default it starts a thread per core, which costs a worker more than it brings.
+        scaled = self.scaler.reformat(frame, self.width, self.height, "rgb24", interpolation="BILINEAR", threads=1)
+        self.first = self.first or (scaled.height, scaled.width)
+        if self.box is None or (scaled.height, scaled.width) != self.first:
+            return scaled.to_ndarray()
+        top, left, height, width = self.box
+        plane: Any = scaled.planes[0]  # a buffer, which its type does not say
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # no copy; what is cut out is one
+        part = rows[top : min(top + height, scaled.height), 3 * left : 3 * min(left + width, scaled.width)]
+        return part.reshape(len(part), -1, 3)
 
 
 class Stamps:

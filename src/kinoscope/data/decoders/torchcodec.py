@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kinoscope.data.decoders import Astray, Target
+from kinoscope.data.decoders import Astray, Box, Target, cut
 from kinoscope.errors import KinoscopeError
 
 
-def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
+def read(path: str | Path, wanted: Sequence[int], target: Target, box: Box = None) -> np.ndarray:
     """Frames by torchcodec.
 
     Raises:
@@ -27,7 +27,7 @@ def read(path: str | Path, wanted: Sequence[int], target: Target) -> np.ndarray:
         reader = codec.decoders.VideoDecoder(
             str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact", transforms=scale
         )
-        return reader.get_frames_at(list(wanted)).data.numpy()
+        return cut(reader.get_frames_at(list(wanted)).data.numpy(), box)
     except Exception as error:  # of no common type
         raise Astray(f"torchcodec gives up: {str(error).strip().splitlines()[0]}") from None
 

@@ -14,15 +14,15 @@ the videos of a list that are not there are counted and reported, unless ``missi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from kinoscope.data.lists import reading
 from kinoscope.data.lists.listing import SUBSETS, SUFFIXES, Subset, VideoEntry
 from kinoscope.errors import Refusal
 
@@ -51,7 +51,7 @@ def class_names(root: str | Path, classes: Sequence[str] | None = None) -> list[
         if strangers:
             raise Refusal(
                 f"{root}: the class folder {strangers[0]!r} is not in {LISTS}/classInd.txt"
-                f"{_near(strangers[0], listed.values())}; rename it, remove it, or choose data.classes."
+                f"{reading.near(strangers[0], listed.values())}; rename it, remove it, or choose data.classes."
             )
         chosen = set(folders)
     else:
@@ -60,7 +60,7 @@ def class_names(root: str | Path, classes: Sequence[str] | None = None) -> list[
         chosen = {str(name).lower() for name in classes}
         for name in classes:
             if str(name).lower() not in listed:
-                near = _near(str(name), listed.values())
+                near = reading.near(str(name), listed.values())
                 raise Refusal(f"data.classes: {str(name)!r} is not in {LISTS}/classInd.txt of {root}{near}.")
             if str(name).lower() not in folders:
                 have = ", ".join(sorted(folders.values())[:8]) or "none"
@@ -130,21 +130,24 @@ def fingerprint(root: str | Path, split: int, classes: Sequence[str] | None = No
 def _present(root: Path, split: int, names: Sequence[str]) -> tuple[list[VideoEntry], list[str]]:
     """The listed videos of these classes that are on disk, and the listed paths that are not."""
     labels = {name.lower(): label for label, name in enumerate(names)}
-    on_disk = _videos(root, names)
+    on_disk, leading_out = _videos(root, names)
     entries: list[VideoEntry] = []
     absent: list[str] = []
     subsets: list[Subset] = ["train", "test"]
     for subset in subsets:
-        for listed in _listed_paths(root, split, subset):
-            folder, _, file = listed.rpartition("/")
+        file = _list_file(root, split, subset)
+        for line, folder, name in _listed_videos(root, file):
             if folder.lower() not in labels:
                 continue
-            path = on_disk[folder.lower()].get(Path(file).stem.lower())
+            path = on_disk[folder.lower()].get(Path(name).stem.lower())
             if path is None:
-                absent.append(listed)
+                absent.append(f"{folder}/{name}")
+            elif path in leading_out:
+                fault = f"{path} leads out of {root}, to {leading_out[path]}; put the video itself into data.root"
+                raise reading.at(file, line, fault)
             else:
                 label = labels[folder.lower()]
-                entries.append(VideoEntry(path, label, f"{names[label]}_{_group(file)}", subset))
+                entries.append(VideoEntry(path, label, f"{names[label]}_{_group(name)}", subset))
     return entries, absent
 
 
@@ -174,74 +177,80 @@ def _group(file: str) -> str:
     return match[1] if match else Path(file).stem
 
 
-def _listed_paths(root: Path, split: int, subset: str) -> list[str]:
-    """``<Class>/<file>`` of each line: training lists add a label, which the class gives anyway; test lists do not."""
+def _list_file(root: Path, split: int, subset: str) -> Path:
     if split not in SPLITS:
         raise Refusal(f"data.split is 1, 2 or 3, got {split!r}.")
-    return [re.sub(r"\s+\d+$", "", line) for line in _read_lines(root, f"{subset}list{split:02d}.txt")]
+    return root / LISTS / f"{subset}list{split:02d}.txt"
+
+
+def _listed_videos(root: Path, file: Path) -> Iterator[tuple[int, str, str]]:
+    """Number, class and file of each line: training lists add a label, which the class gives anyway."""
+    classes = _listed_classes(root)
+    known = {name.lower() for name in classes}
+    seen: dict[str, int] = {}
+    for number, line in _read_lines(root, file):
+        match = re.fullmatch(r"([^/\\]+)/([^/\\]+\.\w+)(?:\s+\d+)?", line)
+        if match is None:
+            raise reading.at(file, number, f"expected '<Class>/<file>', found {line!r}")
+        if match[1].lower() not in known:
+            raise reading.at(
+                file, number, f"{match[1]!r} is not a class of classInd.txt{reading.near(match[1], classes)}"
+            )
+        path = f"{match[1]}/{match[2]}"
+        if path in seen:
+            raise reading.at(file, number, f"{path} has been listed before, in line {seen[path]}")
+        seen[path] = number
+        yield number, match[1], match[2]
 
 
 def _listed_classes(root: Path) -> list[str]:
     """Class names in label order: lines ``1 ApplyEyeMakeup``."""
-    rows = [line.split() for line in _read_lines(root, "classInd.txt")]
-    for row in rows:
-        if len(row) != 2 or not row[0].isdigit():
-            raise Refusal(
-                f"{root}/{LISTS}/classInd.txt: expected lines like '1 ApplyEyeMakeup', found {' '.join(row)!r}."
-            )
-    return [name for _, name in sorted(((int(number), name) for number, name in rows))]
+    file = root / LISTS / "classInd.txt"
+    names: dict[int, str] = {}
+    for number, line in _read_lines(root, file):
+        match = re.fullmatch(r"(\d+)\s+([^\s/\\]+)", line)
+        if match is None:
+            raise reading.at(file, number, f"expected '1 ApplyEyeMakeup', found {line!r}")
+        if int(match[1]) in names or match[2].lower() in {name.lower() for name in names.values()}:
+            raise reading.at(file, number, f"{line!r} has been named before")
+        names[int(match[1])] = match[2]
+    return [names[number] for number in sorted(names)]
 
 
-def _read_lines(root: Path, name: str) -> list[str]:
-    """The list's lines without their ends (LF or CRLF) and without empty ones."""
-    file = root / LISTS / name
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        _require_folder(root)
-        raise Refusal(f"{file} is missing; put UCF101's lists into {root / LISTS}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{file} cannot be read: {error}.") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _read_lines(root: Path, file: Path) -> list[tuple[int, str]]:
+    reading.require_folder(root, "UCF-101/")
+    return reading.lines(file, f"put UCF101's lists into {file.parent}")
 
 
-def _require_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise Refusal(
-            f"data.root: there is no folder {str(root)!r}; point data.root at the folder that holds UCF-101/."
-        )
-
-
-def _videos_folder(root: Path) -> Path:
-    _require_folder(root)
-    return root / "UCF-101" if (root / "UCF-101").is_dir() else root
+def _videos_folder(root: Path) -> str:
+    """Relative to the root."""
+    reading.require_folder(root, "UCF-101/")
+    return "UCF-101" if "UCF-101" in reading.folders(root) else ""
 
 
 def _class_folders(root: Path) -> dict[str, str]:
     """Folder names that may be classes, by their lower-case form."""
-    with os.scandir(_videos_folder(root)) as listing:
-        names = [entry.name for entry in listing if entry.is_dir()]
-    return {name.lower(): name for name in names if name != LISTS and not name.startswith((".", "_"))}
+    names = reading.folders(root, _videos_folder(root))
+    return {name.lower(): name for name in names if name != LISTS}
 
 
-def _videos(root: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Lower-case class → lower-case stem → path relative to the root, from one listing per class."""
-    folder = _videos_folder(root)
+def _videos(root: Path, names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """From one listing per class: lower-case class → lower-case stem → path relative to the root; and links.
+
+    The links are those that lead out of the root, with where they lead.
+    """
     folders = _class_folders(root)
     found: dict[str, dict[str, str]] = {}
+    leading_out: dict[str, str] = {}
     for name in names:
-        directory = folder / folders[name.lower()]
-        with os.scandir(directory) as listing:
-            files = [entry.name for entry in listing]
-        videos = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
-        # Where one video lies there in two containers, the first of SUFFIXES counts: it is written last.
-        videos.sort(key=lambda file: SUFFIXES.index(Path(file).suffix.lower()), reverse=True)
+        directory = root / _videos_folder(root) / folders[name.lower()]
         relative = directory.relative_to(root).as_posix()
-        found[name.lower()] = {Path(file).stem.lower(): f"{relative}/{file}" for file in videos}
-    return found
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    by_key = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_key, n=1)
-    return f" (did you mean {by_key[close[0]]!r}?)" if close else ""
+        with os.scandir(directory) as listing:
+            videos = [entry for entry in listing if Path(entry.name).suffix.lower() in SUFFIXES]
+        # Where one video lies there in two containers, the first of SUFFIXES counts: it is written last.
+        videos.sort(key=lambda entry: SUFFIXES.index(Path(entry.name).suffix.lower()), reverse=True)
+        found[name.lower()] = {Path(entry.name).stem.lower(): f"{relative}/{entry.name}" for entry in videos}
+        for entry in videos:
+            if entry.is_symlink() and (target := reading.leads_to(Path(entry), root)):
+                leading_out[f"{relative}/{entry.name}"] = target
+    return found, leading_out

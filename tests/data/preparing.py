@@ -1,0 +1,69 @@
+"""Prepares the videos of a folder, as a process that a test can watch, limit and kill: preparing.py ROOT DATA KIND…"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from kinoscope.data import prepare
+from kinoscope.data.children import sign_of_life
+from kinoscope.data.keeping import Keeper, keeper
+from kinoscope.data.lists.listing import VideoEntry, listing
+from kinoscope.data.manifest import Manifest
+from kinoscope.errors import KinoscopeError
+
+WATCHED = Path(__file__).parent / "watched"
+
+
+def keepers(root: Path, data: Path, *kinds: str) -> list[Keeper]:
+    return [keeper(kind, data, root, resize=16) for kind in kinds]
+
+
+def build(root: Path, data: Path, *kinds: str, workers: int = 2) -> Manifest:
+    """The manifest of all videos of a folder, in the order of their names."""
+    names = sorted(path.name for path in root.iterdir())
+    entries = [VideoEntry(name, k % 2, f"g{k}", "test" if k % 3 == 2 else "train") for k, name in enumerate(names)]
+    return prepare.build(
+        root, listing(entries), data / "manifests" / "m.arrow", progress=False, workers=workers,
+        keepers=keepers(root, data, *kinds),
+    )  # fmt: skip
+
+
+def start(root: Path, data: Path, *kinds: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """The same in a process of its own, in a session of its own, watched."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(root), str(data), *kinds],
+        env={**os.environ, "PYTHONPATH": str(WATCHED), "KINOSCOPE_TEST_DATA": str(data), **(environment or {})},
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def work(how: str, seconds: float) -> str:
+    """A call that takes a while; where it ``beats``, it says in between that it lives."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        if how == "beats":
+            sign_of_life()
+    return how
+
+
+def hang_with_lock(marker: str) -> None:
+    """Never returns, in native code that keeps Python's lock."""
+    Path(marker).touch()
+    ctypes.PyDLL(None).sleep(1_000_000)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        build(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    except KinoscopeError as error:
+        logging.error("%s", error)
+        sys.exit(error.exit_code)
