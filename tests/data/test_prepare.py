@@ -266,7 +266,8 @@ def test_a_kill_at_any_moment_loses_nothing(
     with started(same_place, tmp_path / "data", *KINDS) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(random.Random(turn).uniform(0.2, 1.5))
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have been done by then
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(TIMEOUT)
     _only_whole_files(same_place, tmp_path / "data")
     preparing.build(same_place, tmp_path / "data", *KINDS)

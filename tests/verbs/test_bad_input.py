@@ -44,7 +44,7 @@ def one_sentence(outcome: Outcome, code: int, *parts: str) -> str:
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files that an atomic write would leave."""
-    return [path.name for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
+    return [path.name for path in folder.rglob(".*") if path.is_file() and not path.name.endswith(".lock")]
 
 
 # Videos
