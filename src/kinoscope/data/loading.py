@@ -8,6 +8,7 @@ from workers that had to be started anew, because a sample ended one of them (`w
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing.connection
 import signal
 import sys
@@ -15,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -31,8 +32,7 @@ from kinoscope.data.watchdog import Watchdog
 from kinoscope.errors import KinoscopeError
 from kinoscope.launch.processes import STOP_SIGNALS
 
-if TYPE_CHECKING:
-    pass
+log = logging.getLogger("kinoscope")
 
 Subset = Literal["train", "validation", "test"]
 START = 20.0  # seconds for a worker to begin; it takes milliseconds where the machine is not overloaded
@@ -64,7 +64,8 @@ class KeyedLoader(DataLoader):
     loader itself only knows what was prefetched.
 
     A worker that dies at a sample, by the time limit of the source's ``watchdog`` or by a crash, costs that sample:
-    it is lost for this loader, and new workers go on with the batch that was due.
+    it is lost for this loader, and new workers go on with the batch that was due. The time limit counts while a disk
+    or the whole machine stands still, which is no fault of the sample, so one that exceeds it is read once more first.
 
     Args:
         dataset: gives a finished batch for a list of keys; may be a `WatchedSource`.
@@ -173,7 +174,7 @@ class KeyedLoader(DataLoader):
         return True
 
     def _bury(self, error: Exception) -> None:
-        """Where workers have died, notes the samples they were at and ends the others; else raises the error."""
+        """Where workers have died, notes the samples they were at and ends all workers; else raises the error."""
         workers = getattr(self._iterator, "_workers", [])
         if workers and not isinstance(error, KinoscopeError):  # a pipe that broke: its holder may be about to die
             ending_now = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5.0)
@@ -189,12 +190,16 @@ class KeyedLoader(DataLoader):
                     f"a process that reads the data came to its end ({ending(code)}); where memory was short, take "
                     "fewer data.workers or a smaller data.batch_size"
                 ) from error
-            if code == -signal.SIGALRM:
-                fault = f"took more than data.time_limit={self.watchdog.limit:g} s and was stopped"
-            else:
-                fault = f"ended the process that worked on it ({ending(code)})"
             path = cast(WatchedSource, self.dataset).path(index)
-            self.watchdog.lost[index] = f"{path}: decoding it {fault}."
+            if code != -signal.SIGALRM:
+                self.watchdog.lost[index] = f"{path}: decoding it ended the process that worked on it ({ending(code)})."
+                continue
+            fault = f"{path}: decoding it took more than data.time_limit={self.watchdog.limit:g} s"
+            if index in self.watchdog.late:
+                self.watchdog.lost[index] = f"{fault} and was stopped."
+            else:
+                self.watchdog.late.add(index)
+                log.warning("%s; it is read once more", fault)
         self.close()
 
     def close(self) -> None:
@@ -222,6 +227,9 @@ _OPEN: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
 def _close_all() -> None:
     for loader in list(_OPEN):
         loader.close()
+    for worker in multiprocessing.active_children():  # of a loader that failed while it started them
+        if worker.daemon:
+            worker.kill()
 
 
 def _as_is(batch: Any) -> Any:
