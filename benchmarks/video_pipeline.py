@@ -49,9 +49,9 @@ from torch.utils.data import DataLoader, Dataset
 import kinoscope
 from kinoscope.data.clip_dataset import VideoDataset
 from kinoscope.data.datasets import UCF101
+from kinoscope.data.decode import target_size
 from kinoscope.data.lists import ucf101
 from kinoscope.data.loading import KeyedLoader
-from kinoscope.data.preprocess import target_size
 from kinoscope.runs.folder import RunFolder
 from timing import parser, print_ratios, rounds, show
 

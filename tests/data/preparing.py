@@ -54,6 +54,13 @@ def work(how: str, seconds: float) -> str:
     return how
 
 
+def steps(number: int) -> int:
+    """A call that takes ``number`` tenths of a second in which its process is awake."""
+    for _ in range(number):
+        time.sleep(0.1)
+    return number
+
+
 def hang_with_lock(marker: str) -> None:
     """Never returns, in native code that keeps Python's lock."""
     Path(marker).touch()

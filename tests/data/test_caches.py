@@ -21,7 +21,7 @@ from encoded import FRAMES, KINDS
 
 from kinoscope.data import decode
 from kinoscope.data.cache import make_source
-from kinoscope.data.cache.kept import CHUNK, ENTRY, FOOTER, FrameKeeper, kept_size
+from kinoscope.data.cache.kept import CHUNK, ENTRY, FOOTER, FrameKeeper
 from kinoscope.data.cache.reencode import SPACING
 from kinoscope.data.datasets import Motion
 from kinoscope.data.keeping import keeper, kept_file
@@ -102,7 +102,7 @@ def test_raw_gives_what_decoding_gives_to_the_bit(kept: Kept, name: str, resize:
     row = list(KINDS).index(name)
     source, files = kept.source("raw", resize), kept.source("none", resize)
     draws = np.random.default_rng(row)
-    height, width = kept_size(*KINDS[name].size, resize)
+    height, width = decode.target_size(*KINDS[name].size, resize)
     for indices in index_lists(draws):
         assert np.array_equal(source.read(row, indices), files.read(row, indices)), indices
         high, wide = int(draws.integers(1, height + 1)), int(draws.integers(1, width + 1))
@@ -129,7 +129,7 @@ def test_a_frame_is_the_same_however_it_is_asked_for(kept: Kept, kind: str, resi
     for name in ("mpeg4-odd", "h264-72-wide"):
         row = list(KINDS).index(name)
         source, whole = kept.source(kind, resize), kept.whole(kind, resize, row)
-        assert whole.shape[1:3] == kept_size(*KINDS[name].size, resize)
+        assert whole.shape[1:3] == decode.target_size(*KINDS[name].size, resize)
         for indices in [*index_lists(draws), *([np.array([number]) for number in range(2 * SPACING)])]:
             assert np.array_equal(source.read(row, indices), whole[indices]), indices
         for _ in range(10):
@@ -158,7 +158,7 @@ def test_a_kept_file_is_no_larger_than_predicted(kept: Kept, kind: str, resize: 
         bound = made.bytes_for(FRAMES, *spec.size)
         assert size <= bound
         if kind == "raw":
-            height, width = kept_size(*spec.size, resize)
+            height, width = decode.target_size(*spec.size, resize)
             assert size == FRAMES * height * width * 3 + FOOTER.size
 
 
@@ -230,6 +230,20 @@ def test_a_damaged_file_is_named_and_never_gives_a_wrong_frame(kept: Kept, kind:
     assert np.array_equal(source.read(row, np.arange(FRAMES)), whole)
 
 
+def test_a_read_that_the_system_gives_in_parts_is_whole(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux does above 2 GiB."""
+    row, whole, parts = 0, kept.whole("raw", 40, 0), []
+
+    def some(descriptor: int, memory: list[memoryview], place: int) -> int:
+        parts.append(place)
+        return preadv(descriptor, [memory[0][:10_000]], place)
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", some)
+    assert np.array_equal(kept.source("raw", 40).read(row, np.arange(FRAMES)), whole)
+    assert len(parts) > 10
+
+
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_frame_that_is_not_there_is_an_error(kept: Kept, kind: str) -> None:
     source = kept.source(kind, 40)
@@ -273,7 +287,7 @@ def test_reading_leaves_nothing_open(kept: Kept, kind: str) -> None:
     open_files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted only
     for number in range(200):
         source.read(0, np.arange(number % 50, number % 50 + 8)).sum()
-    assert len(os.listdir("/proc/self/fd")) == open_files  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= open_files  # noqa: PTH208
 
 
 def test_children_that_prepare_wait_for_no_torch() -> None:

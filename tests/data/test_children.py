@@ -1,6 +1,12 @@
 """Calls in child processes that can be killed."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +28,37 @@ def test_a_spinning_call_is_killed_and_the_others_go_on() -> None:
     assert time.monotonic() - began < 60
     assert outcomes[1].fault == "took more than 2 s and was stopped"
     assert [outcomes[k].fault for k in (0, 2, 3)] == [None] * 3
+
+
+def test_a_suspension_is_not_a_call_that_takes_too_long() -> None:
+    """Ctrl-Z, or a machine that freezes a job: parent and child stand still for longer than the limit."""
+    code = """if True:
+        from kinoscope.data.children import in_children
+        outcomes = in_children("preparing:steps", [(1,), (20,)], 1, time_limit=3.0)
+        print(next(outcomes), flush=True)
+        print(next(outcomes), flush=True)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    both = [process.pid]
+    try:
+        assert process.stdout.readline() == "Outcome(call=0, value=1, fault=None)\n"
+        children = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/children")]
+        both += [int(child) for child in " ".join(children).split()]
+        assert len(both) == 2
+        for number, seconds in ((signal.SIGSTOP, 4.0), (signal.SIGCONT, 0.0)):
+            for each in both:
+                os.kill(each, number)
+            time.sleep(seconds)
+        assert process.stdout.readline() == "Outcome(call=1, value=20, fault=None)\n"
+    finally:
+        for each in both:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_crash_is_reported_and_the_others_go_on() -> None:

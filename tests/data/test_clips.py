@@ -117,6 +117,21 @@ def test_dense_clips_lie_back_to_back_and_take_turns() -> None:
         assert (np.diff(numbers, axis=-1) == 5).all()
 
 
+@pytest.mark.parametrize("n_frames", [16, 17, 48, 84, 96, 130, 200])
+@pytest.mark.parametrize("k", [1, 2, 4, 5])
+def test_dense_clips_of_one_video_are_different_ones_and_every_tile_comes_equally_often(n_frames: int, k: int) -> None:
+    tiles = -(-n_frames // 16)
+    starts = chosen(Sampler("dense", 16), n_frames, 2 * tiles, k, videos=3)[0][..., 0]  # (epochs, videos, k)
+    for video in range(3):
+        for together in starts[:, video]:
+            _, counts = np.unique(together, return_counts=True)
+            assert len(counts) == min(tiles, k)
+            assert np.ptp(counts) <= 1, "more clips than tiles repeat some once before any twice"
+        _, counts = np.unique(starts[:, video], return_counts=True)
+        assert (counts == 2 * k).all()
+        assert len(counts) == tiles
+
+
 def test_uniform_takes_one_frame_of_each_part() -> None:
     numbers = chosen(Sampler("uniform", 5), 50, epochs=300, videos=3)[0]
     assert (numbers // 10 == np.arange(5)).all()

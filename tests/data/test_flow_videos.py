@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 import kinoscope
+from kinoscope.contracts import DataSpec
 from kinoscope.data import motion
 from kinoscope.data.clip_dataset import VideoDataset
 from kinoscope.data.datasets import Motion
@@ -19,7 +23,9 @@ from kinoscope.data.flow_stacks import FlowStacks
 from kinoscope.data.motion import MotionParameters
 from kinoscope.data.sources import Files
 from kinoscope.errors import Refusal
+from kinoscope.runs.build import try_network
 from kinoscope.runs.folder import RunFolder
+from kinoscope.systems.classification import Classification
 from kinoscope.testing import check_abilities
 
 SMALL: dict[str, Any] = {"groups": 5, "clips_per_group": 2, "image_size": 32, "length": 12}
@@ -193,6 +199,33 @@ def test_a_network_learns_from_flow_alone_and_predicts_from_pixels(
         right += loaded.spec.classes[int(loaded.predict(frames, views=2).argmax())] == file.parent.name
     assert len(files) >= 30
     assert right / len(files) > 0.5  # most of these it has been trained on
+
+
+@pytest.mark.parametrize("network", ["c3d", "early_fusion", "late_fusion", "single_frame", "slow_fusion"])
+def test_a_network_for_videos_is_refused_before_any_work(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [f"experiment=video/{network}_small", "data/flow=dis", "data.input=flow", "logger=none"]
+    with pytest.raises(Refusal, match=r"cannot take a stack of flow .*model=autoencoder/conv_classifier$") as caught:
+        kinoscope.train(command)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_network_for_flow_draws_and_counts_is_not_touched_by_trying_it() -> None:
+    ours = [torch.nn.BatchNorm2d(4), torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(100, 2)]
+    system = Classification(torch.nn.Sequential(*ours), functools.partial(torch.optim.SGD, lr=0.1))
+    before, drawn = copy.deepcopy(system.state_dict()), torch.get_rng_state()
+    for shape, fits in (((4, 5, 5), True), ((4, 6, 6), False), ((2, 5, 5), False)):
+        system.spec = DataSpec("flow", shape, ("a", "b"), 2)
+        with contextlib.nullcontext() if fits else pytest.raises(Refusal, match=r"Sequential cannot take"):
+            try_network(system)
+    system.spec = DataSpec("flow", (4, 5, 5), ("a", "b", "c"), 3)
+    with pytest.raises(Refusal, match="Sequential cannot take"):  # two answers for three classes
+        try_network(system)
+    assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_a_wrong_name_of_a_method_is_refused_with_the_right_ones() -> None:

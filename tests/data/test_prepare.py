@@ -15,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import preparing
@@ -23,8 +24,10 @@ from filelock import FileLock
 
 from kinoscope.data import measure, motion, prepare
 from kinoscope.data.children import in_children
+from kinoscope.data.datasets import UCF101
 from kinoscope.data.keeping import INDEX_SCHEMA, is_kept, kept_file, read_index
-from kinoscope.data.manifest import Manifest
+from kinoscope.data.manifest import MEASURED, Manifest
+from kinoscope.data.motion import MotionParameters
 from kinoscope.data.tables import Journal
 from kinoscope.data.tally import in_bytes, tally
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
@@ -453,6 +456,133 @@ def test_frames_of_which_nothing_can_be_kept_are_said_and_not_tried_again(
     decoded(log)
     preparing.build(root, data, "raw")
     assert decoded(log) == Counter()
+
+
+@pytest.mark.parametrize("fault", ["eio", "read", "keep"])
+def test_a_fault_that_may_pass_is_tried_again(
+    fault: str, root: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And real damage is not."""
+    data = tmp_path / "data"
+    if fault == "keep":
+        preparing.build(root, data)
+    (raw,) = preparing.keepers(root, data, "raw")
+    monkeypatch.setenv("KINOSCOPE_TEST_PASSING", f"{fault}:24.avi")
+    for _ in range(2):
+        manifest = preparing.build(root, data, "raw")
+        assert manifest.good().tolist() == [fault == "keep", True, True, False]
+        assert is_kept(raw.folder, manifest).tolist() == [False, True, True, False]
+        said = manifest.error(0) if fault != "keep" else read_index(raw.folder).column("error")[0].as_py()
+        assert (
+            said
+            == {
+                "eio": "24.avi: cannot be read: Input/output error.",
+                "read": "24.avi: decoding it ended the process that worked on it (SIGABRT).",
+                "keep": "24.avi: keeping it ended the process that worked on it (SIGABRT).",
+            }[fault]
+        )
+    monkeypatch.delenv("KINOSCOPE_TEST_PASSING")
+    log.unlink()
+    manifest = preparing.build(root, data, "raw")
+    assert decoded(log) == Counter(["24.avi"])
+    assert is_kept(raw.folder, manifest).tolist() == manifest.good().tolist() == [True, True, True, False]
+    preparing.build(root, data, "raw")
+    assert not log.exists()
+
+
+def test_a_file_that_changes_behind_the_call_is_said_and_read_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = prepare._Work.do
+
+    def slow(*arguments: Any) -> None:
+        do(*arguments)
+        shutil.copy(root / "31.avi", root / "5.avi")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare._Work, "do", slow)
+        manifest = preparing.build(root, tmp_path / "data", "raw")
+    assert manifest.good().tolist() == [True, True, False, False]
+    assert manifest.error(2) == "5.avi: changed while the data were prepared; run kinoscope prepare again."
+    assert preparing.build(root, tmp_path / "data", "raw").column("frames").tolist() == [24, 31, 31, 0]
+
+
+def test_no_choice_measures_what_another_has_measured(log: Path, tmp_path: Path) -> None:
+    video = MotionParameters("local_motion", 0, 5, 2, 32, 12)
+    motion.generate(tmp_path, video, progress=False)
+    root = motion.folder(tmp_path, video)
+    names = Counter(path.name for path in root.glob("UCF-101/*/*.avi"))
+
+    def prepared(**changes: Any) -> Manifest:
+        data = UCF101(str(root), **{"data_dir": str(tmp_path), "cache": "raw", "resize": 16, "size": 16, **changes})
+        data.prepare_data()
+        return Manifest.open(data.manifest_file)
+
+    first = prepared()
+    assert decoded(log) == names
+    classes = sorted(path.name for path in root.glob("UCF-101/*"))[1:4]
+    choices: list[dict[str, Any]] = [{"validation": 0.3}, {"split": 2}, {"classes": classes}, {"decoder": "decord"}]
+    for changes in choices:
+        other = prepared(**changes)
+        assert decoded(log) == (names if "decoder" in changes else Counter())
+        assert other.file != first.file
+        position = [first.arrow("path").index(path).as_py() for path in other.arrow("path")]
+        for name in ("frames", "key_frame_spacing", "bytes", "modified", "sha", "error"):
+            assert other.arrow(name).equals(first.arrow(name).take(position)), name
+    assert len({prepared(**changes).file for changes in choices}) == len(choices)  # in turns, as often as one likes
+    assert prepared().file == first.file
+    assert not log.exists()
+
+    spoilt = root / first.path(0)  # what another choice knows of a file is taken only if it is the same file
+    spoilt.write_bytes((root / first.path(1)).read_bytes() + b"\0")
+    again = prepared(validation=0.2)
+    assert decoded(log) == Counter([spoilt.name])
+    assert again.column("bytes")[again.arrow("path").index(first.path(0)).as_py()] == spoilt.stat().st_size
+
+
+def test_a_choice_may_be_kept_whose_videos_another_has_measured(
+    root: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that keeps them may crash: what was measured is that of the other manifest."""
+    names = sorted(path.name for path in root.iterdir())
+    listing = preparing.listing([preparing.VideoEntry(name, 0, name, "train") for name in names])
+    first = prepare.build(root, listing, tmp_path / "m-1.arrow", progress=False)
+    keepers = preparing.keepers(root, tmp_path, "raw")
+    monkeypatch.setenv("KINOSCOPE_TEST_PASSING", "keep:31.avi")
+    second = prepare.build(root, listing, tmp_path / "m-2.arrow", progress=False, keepers=keepers)
+    for name in MEASURED.names:
+        assert second.arrow(name).equals(first.arrow(name)), name
+    assert is_kept(keepers[0].folder, second).tolist() == [True, False, True, False]
+
+
+def test_what_was_measured_outlives_a_folder_that_is_away_for_a_while(root: Path, log: Path, tmp_path: Path) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    names = sorted(path.name for path in root.iterdir())
+    listing = preparing.listing([preparing.VideoEntry(name, 0, name, "train") for name in names])
+
+    def build() -> Manifest:
+        keepers = preparing.keepers(root, data, "raw")
+        return prepare.build(root, listing, data / "m.arrow", progress=False, workers=2, keepers=keepers)
+
+    first = build()
+    decoded(log)
+    for _ in range(2):  # the second time nothing is to be written
+        root.rename(away)
+        for _ in range(2):
+            gone = build()
+            assert gone.missing().all()
+            assert not gone.good().any()
+            assert gone.error(3) == "text.avi: there is no such file."
+            assert tally(gone)[4].split() == ["all", "4", "4", "0", "0", "0.00", "0", "B"]
+        away.rename(root)
+        back = build()
+        assert set(decoded(log)) <= {"text.avi"}  # nothing is known of it: it was bad
+        assert all(back.arrow(name).equals(first.arrow(name)) for name in MEASURED.names)
+    root.rename(away)
+    build()
+    away.rename(root)
+    (root / "5.avi").write_bytes((root / "24.avi").read_bytes())  # and what returns may be another file
+    assert build().column("frames").tolist() == [24, 31, 24, 0]
 
 
 def test_the_numbers_of_the_table_are_true(root: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinoscope.data.preprocess import Crops, ImagePreprocess, VideoPreprocess, frame_size, target_size
+from kinoscope.data.decode import target_size
+from kinoscope.data.preprocess import Crops, ImagePreprocess, VideoPreprocess, frame_size
 
 GENERATOR = torch.Generator().manual_seed(0)
 

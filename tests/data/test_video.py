@@ -18,10 +18,12 @@ from kinoscope.data import clips, motion
 from kinoscope.data.clip_dataset import VideoDataset
 from kinoscope.data.datasets import UCF101, Motion
 from kinoscope.data.decode import decode
+from kinoscope.data.loading import Subset
 from kinoscope.data.motion import MotionParameters
 from kinoscope.data.preprocess import VideoPreprocess
 from kinoscope.data.transforms import RandomResizedCrop
 from kinoscope.errors import KinoscopeError
+from kinoscope.runs import agreement
 
 REAL = os.environ.get("KINOSCOPE_DATASETS")
 SMALL: dict[str, Any] = {"groups": 5, "clips_per_group": 2, "image_size": 32, "length": 12}
@@ -185,6 +187,7 @@ def test_a_bad_file_is_one_sentence_or_skipped(copy: Path, caplog: pytest.LogCap
     data.prepare_data()
     with pytest.raises(KinoscopeError, match=r"v_Grow_g02_c01\.avi.*0 bytes.* 1 more.*on_error=skip") as caught:
         data.setup()
+    assert str(caught.value).startswith(f"{empty}: ")
     assert "\n" not in str(caught.value)
     patient = copied(copy, on_error="skip")
     with caplog.at_level(logging.WARNING, "kinoscope"):
@@ -241,6 +244,44 @@ def test_a_file_that_turns_bad_later(copy: Path, workers: int, caplog: pytest.Lo
     assert patient.skipped == 1
     assert strict.path("train", index).name in caplog.text
     pl.Trainer(**settings).test(module, datamodule=patient, verbose=False)
+
+
+def test_the_first_file_may_be_bad_and_samples_are_counted(copy: Path) -> None:
+    """A clip is a sample of training, a video one of evaluation; what setup looks at is counted by neither."""
+    data = ready(copied(copy))
+    data.path("train", 0).write_bytes(b"gone")
+    data.path("test", 0).write_bytes(b"gone")
+    again = copied(copy, on_error="skip", clips_per_video=4, batch_size=16)
+    again.prepare_data = lambda: None  # the index is older than the fault
+    again = ready(again)
+    assert again.left_out() == {"videos": 0, "samples": 0}
+    order: list[tuple[Subset, int]] = [("train", 4), ("test", 5)]
+    for subset, lost in order:
+        for batch in again._loader(subset):
+            again.on_before_batch_transfer(batch, 0)
+        assert again.left_out() == {"videos": 0, "samples": lost}
+
+
+def test_rank_0_says_why_the_others_have_skipped(
+    copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ready(copied(copy, on_error="skip"))
+    broken = data.path("train", 1)
+    broken.write_bytes(b"gone")
+    data.on_before_batch_transfer(data.first_batch("train", 4), 0)
+    other = ({"videos": 0, "samples": 2}, {*data.reasons, "other.avi: is broken."})
+    monkeypatch.setattr(agreement, "gather", lambda mine: [mine, other])
+    caplog.clear()
+    assert agreement.left_out(data) == {"videos": 0, "samples": 3}
+    assert [record.getMessage() for record in caplog.records] == ["skipped on another rank: other.avi: is broken."]
+
+
+def test_a_batch_of_bad_files_alone_is_an_error_that_says_what_helps(copy: Path) -> None:
+    data = ready(copied(copy, on_error="skip", batch_size=1))
+    data.path("train", 0).write_bytes(b"gone")
+    said = rf"^not one video of this batch of 1 can be read, and a larger data\.batch_size .* {data.path('train', 0)}: "
+    with pytest.raises(KinoscopeError, match=said):
+        data.on_before_batch_transfer(data.first_batch("train"), 0)
 
 
 def test_videos_of_several_shapes_need_an_exact_resize(copy: Path) -> None:

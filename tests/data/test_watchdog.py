@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from kinoscope.data.manifest import Manifest
 from kinoscope.data.watchdog import Watchdog
 from kinoscope.errors import DecodeError, KinoscopeError
 
-LIMIT = 0.5  # seconds; a sample of these takes none
+LIMIT = 0.3  # seconds; a sample of these takes none
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +44,16 @@ class Source:
     def path(self, index: int) -> str:
         return f"video{index}.avi"
 
+    def work(self, index: int) -> None:
+        if index in self.bad:
+            spinning.hang(self.bad[index])
+
     def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         kept, reasons = [], []
         for _, index in keys:
             try:
                 with self.watchdog.over(index):
-                    if index in self.bad:
-                        spinning.hang(self.bad[index])
+                    self.work(index)
                     kept.append(index)
             except DecodeError as error:
                 reasons.append(str(error))
@@ -106,11 +110,50 @@ def test_batches_are_the_others_in_their_order(workers: int, how: str) -> None:
         found.append(indices(batches))
         reasons = sorted(reason for batch in batches for reason in batch["skipped"])
         said = "ended the process that worked on it (SIGSEGV)" if how == "crash" else (
-            "took more than data.time_limit=0.5 s and was stopped"
+            f"took more than data.time_limit={LIMIT} s and was stopped"
         )  # fmt: skip
         assert reasons == [f"video{i}.avi: decoding it {said}." for i in (11, 4)]
     assert found == expected
     assert os.getpid() not in {batch["process"] for batch in batches}  # which no time limit could have ended
+    under_test.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stall_that_passes_costs_no_sample(workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of a job that is suspended for a while: the clock runs on, and the alarm rings as soon as it continues."""
+
+    class Stalls(Source):
+        def work(self, index: int) -> None:
+            if index in (4, 11) and not (mark := tmp_path / str(index)).exists():
+                mark.touch()
+                subprocess.Popen(["sh", "-c", f"sleep {2 * LIMIT}; kill -CONT {os.getpid()}"])
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    expected = indices(list(loader(Source(20, {}), workers)))
+    source = Stalls(20, {})
+    under_test = loader(source, workers)
+    with caplog.at_level(logging.WARNING, "kinoscope"):
+        assert [indices(list(under_test)) for _ in range(2)] == [expected, expected]
+    assert not source.watchdog.lost
+    assert {record.getMessage() for record in caplog.records} >= {
+        f"video{index}.avi: decoding it took more than data.time_limit={LIMIT} s; it is read once more"
+        for index in (4, 11)
+    }
+    under_test.close()
+
+
+def test_what_is_waited_for_is_no_time_of_the_sample() -> None:
+    class Waits(Source):
+        def work(self, index: int) -> None:
+            if index in (1, 4):
+                with watchdog.paused():
+                    time.sleep(1.5 * LIMIT)
+            super().work(index)
+
+    source = Waits(6, {4: "free"})  # whose time goes on afterwards
+    under_test = loader(source, 1, shuffle=False)
+    assert indices(list(under_test)) == [[0, 1, 2], [3, 5]]
+    assert source.watchdog.lost.keys() == {4}
     under_test.close()
 
 
@@ -164,11 +207,8 @@ def test_a_worker_that_was_killed_is_no_file_s_fault() -> None:
 
 def test_time_is_counted_per_sample() -> None:
     class Slow(Source):
-        def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-            for _, index in keys:
-                with self.watchdog.over(index):
-                    time.sleep(0.4 * LIMIT)
-            return super().__getitems__(keys)
+        def work(self, index: int) -> None:
+            time.sleep(0.4 * LIMIT)
 
     source = Slow(6, {})
     under_test = loader(source, 1, shuffle=False)
@@ -188,12 +228,12 @@ CLIP: dict[str, Any] = {"frames": 4, "resize": 32, "size": 24, "batch_size": 8}
 
 
 def test_a_video_that_never_ends_stops_training_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = spinning.Spinning(**SMALL, **CLIP, data_dir=str(tmp_path), workers=0, time_limit=1.0)
+    data = spinning.Spinning(**SMALL, **CLIP, data_dir=str(tmp_path), workers=0, time_limit=0.5)
     data.prepare_data()
     monkeypatch.setenv(spinning.HANGS, f"{VIDEO}=free")
     monkeypatch.setitem(decode.READERS, "pyav", spinning.read)
     data.setup()
-    said = rf"^{tmp_path}/.*/{VIDEO}: decoding it took more than data.time_limit=1 s and was stopped.$"
+    said = rf"^{tmp_path}/.*/{VIDEO}: decoding it took more than data.time_limit=0.5 s and was stopped.$"
     with pytest.raises(KinoscopeError, match=said):
         for batch in data.train_dataloader():
             data.on_before_batch_transfer(batch, 0)
@@ -209,7 +249,7 @@ def test_a_video_that_never_ends_stops_training_with_its_name(tmp_path: Path, mo
 def test_a_run_goes_on_without_the_video_and_counts_it(tmp_path: Path) -> None:
     overrides = [
         "experiment=video/single_frame_small", "data._target_=spinning.Spinning", "data.on_error=skip",
-        "data.groups=8", "data.clips_per_group=1", "data.batch_size=10", "data.workers=1", "data.time_limit=5",
+        "data.groups=8", "data.clips_per_group=1", "data.batch_size=10", "data.workers=1", "data.time_limit=2",
         "model.network.channels=[4,4,4,4,4]", "model.network.fc=[8]", "trainer.accelerator=cpu", "trainer.max_epochs=2",
         "logger=none", "callbacks.progress=null", "callbacks.contact_sheet=null", "callbacks.learning_curves=null",
         "callbacks.confusion_matrix=null",
@@ -220,7 +260,7 @@ def test_a_run_goes_on_without_the_video_and_counts_it(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path, spinning.HANGS: f"{VIDEO}=lock"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert f"{VIDEO}: decoding it took more than data.time_limit=5 s and was stopped." in ended.stderr
+    assert f"{VIDEO}: decoding it took more than data.time_limit=2 s and was stopped." in ended.stderr
     summary = json.loads((tmp_path / ended.stdout.splitlines()[-1] / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["skipped"] == {"videos": 0, "samples": 2}  # once in each epoch

@@ -5,18 +5,22 @@ The runs here are in this process, so that many stopping points can be tried; te
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from same_run import COMMON, SYSTEMS, assert_equal, assert_same_run
 
 import kinoscope
 from kinoscope.errors import Interrupted, Refusal
 from kinoscope.runs.checkpoints import read_checkpoint
 from kinoscope.runs.folder import RunFolder
+from kinoscope.runs.resume import find
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,6 +149,26 @@ def test_overrides_that_would_make_another_run_are_all_listed(uninterrupted: Uni
     run = uninterrupted["autoencoder"]
     with pytest.raises(Refusal, match=r"seed=9 .*model.optimizer.lr=0.5 .*would make this another run"):
         kinoscope.train([f"resume={run.path}", "seed=9", "model.optimizer.lr=0.5"])
+
+
+@pytest.mark.parametrize(("decoder", "alike"), [("pyav", True), ("decord", False)])
+def test_a_run_goes_on_from_raw_frames_where_they_are_those_that_it_began_with(
+    decoder: str, alike: bool, tmp_path: Path
+) -> None:
+    run = {"name": "x", "callbacks": {}, "model": {}, "data": {"cache": "none", "decoder": decoder, "workers": 2}}
+    (tmp_path / "config.yaml").write_text(json.dumps(run))
+    (tmp_path / "summary.json").write_text('{"status": "interrupted"}')
+    # What is typed with resume= is composed without the run's other choices.
+    typed = {
+        "name": "x",
+        "callbacks": {},
+        "resume": str(tmp_path),
+        "model": {},
+        "data": {"cache": "raw", "decoder": "pyav"},
+    }
+    with contextlib.nullcontext() if alike else pytest.raises(Refusal, match=r"data.cache=raw .*another run"):
+        found = find(OmegaConf.create(typed), [f"resume={tmp_path}", "data.cache=raw"])
+        assert found.config.data.cache == "raw"
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(uninterrupted: Uninterrupted) -> None:

@@ -80,3 +80,11 @@ def test_a_cache_of_the_same_pixels_is_the_same_run_and_one_that_loses_some_is_n
     found = {cache: signature(changed("data.cache", cache), "data") for cache in ("none", "raw", "jpeg", "reencode")}
     assert found["none"] == found["raw"]
     assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize(("decoder", "alike"), [("pyav", True), ("decord", False), ("torchcodec", False)])
+def test_raw_frames_are_those_of_pyav_and_of_no_other_decoder(decoder: str, alike: bool) -> None:
+    runs = [changed("data.cache", cache) for cache in ("none", "raw")]
+    for run in runs:
+        run["data"]["decoder"] = decoder
+    assert (signature(runs[0], "data") == signature(runs[1], "data")) == alike

@@ -64,6 +64,21 @@ def test_another_checkpoint_and_the_validation_subset(run: Command, classifier: 
     assert found["val"] == pytest.approx({name: value for name, value in last.items() if name != "step"}, rel=1e-5)
 
 
+def test_views_and_crops_of_the_validation(run: Command, classifier: RunFolder) -> None:
+    """6 videos × 2 views × 5 crops, and what is not asked for stays one."""
+    plain = evaluated(run, classifier, "subset=validation")
+    assert (plain["views"], plain["crops"]) == (1, 1)
+    found = evaluated(run, classifier, "subset=validation", "views=2", "crops=5")
+    assert (found["views"], found["crops"]) == (2, 5)
+    for name, total in (("val/clip_accuracy", 60), ("val/video_accuracy", 6)):
+        count = found["val"][name] * total
+        assert count == pytest.approx(round(count), abs=1e-4)
+    assert found["val"]["val/loss"] != plain["val"]["val/loss"]
+    more = evaluated(run, classifier, "subset=validation", "crops=3")
+    assert (more["views"], more["crops"]) == (1, 3)
+    assert more["val"]["val/loss"] not in (plain["val"]["val/loss"], found["val"]["val/loss"])
+
+
 @pytest.mark.parametrize("kind", ["autoencoder", "gan"])
 def test_other_systems(kind: str, run: Command, request: pytest.FixtureRequest) -> None:
     folder: RunFolder = request.getfixturevalue(kind)

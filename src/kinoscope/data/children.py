@@ -28,6 +28,7 @@ from kinoscope.launch.processes import Child, end_with_owner
 
 SIGN = "\n"  # an empty line instead of a reply
 BEAT = 1.0  # seconds between two of them
+TICK = 1.0  # seconds, at most, that a time limit counts at once
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def in_children(
         calls: the positional arguments of each call.
         workers: number of child processes, at most.
         time_limit: seconds without a `sign_of_life` after which a call is killed and reported; a new child goes on
-            with the next. A call whose child was killed from outside is tried again.
+            with the next. Seconds in which this process is suspended do not count. A call whose child was killed from
+            outside is tried again.
 
     Raises:
         KinoscopeError: the function raised; what it is expected to meet, it returns.
@@ -156,14 +158,22 @@ class _Child:
         """The next line; a child that gives none in time is killed."""
         if time_limit is None:
             return self._process.stdout.readline()
-        timer = threading.Timer(time_limit, self._expire)
-        timer.start()
+        answered = threading.Event()
+        threading.Thread(target=self._watch, args=(time_limit, answered), daemon=True).start()
         try:
             return self._process.stdout.readline()
         finally:
-            timer.cancel()
+            answered.set()
 
-    def _expire(self) -> None:
+    def _watch(self, time_limit: float, answered: threading.Event) -> None:
+        """Kills the child at its time limit. A clock would go on while all of us are suspended; ticks do not."""
+        left = time_limit
+        while left > 0:
+            tick, began = min(TICK, left), time.monotonic()
+            if answered.wait(tick):
+                return
+            if time.monotonic() - began < tick + TICK:  # or it was a suspension
+                left -= tick
         self._expired.set()
         self._process.kill()
 

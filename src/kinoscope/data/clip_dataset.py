@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from kinoscope.data.clips import Sampler
+from kinoscope.data.decode import target_size
 from kinoscope.data.flow_stacks import FlowReader
 from kinoscope.data.loading import Key, keyed_draws
 from kinoscope.data.manifest import Manifest
-from kinoscope.data.preprocess import target_size, window
+from kinoscope.data.preprocess import window
 from kinoscope.data.sources import Box, FrameSource
 from kinoscope.data.transforms import Augmentation
 from kinoscope.data.watchdog import Watchdog
@@ -36,7 +37,8 @@ class VideoDataset:
     """Clips of the videos in some rows of a manifest. A batch is one call; each of its videos is opened once.
 
     A file that cannot be decoded does not raise here, where it would arrive as the traceback of a worker: the batch
-    then carries ``fault``, or the sample is left out and named in ``skipped``.
+    then carries ``fault``, or the sample is left out and named in ``skipped``. A batch must not be empty, since the
+    ranks of a run count the same batches.
 
     Pixels lie in memory as decoders give them, channels last; only the order of the axes is that of a batch.
 
@@ -140,8 +142,11 @@ class VideoDataset:
                 faults.append(str(error))
             except KinoscopeError as error:  # not this file's fault: the next one would not fare better
                 return {"fault": str(error)}
-        if faults and (self.on_error == "raise" or not kept):
+        if faults and self.on_error == "raise":
             return {"fault": faults[0]}
+        if not kept:
+            return {"fault": f"not one video of this batch of {len(keys)} can be read, and a larger data.batch_size "
+                    f"goes on without them; the first: {faults[0]}"}  # fmt: skip
 
         batch: dict[str, Any] = {"label": self.label(index[kept]), "index": torch.from_numpy(index[kept])}
         if self.frames_read:

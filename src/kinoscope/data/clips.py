@@ -76,7 +76,7 @@ class Sampler:
         if self.mode == "dense":
             tiles = -(-n_frames // span(self.frames, self.stride))  # (B, 1), that cover the video
             first = np.floor(draws.uniform(seed, 0, videos, "tile") * tiles[:, 0]).astype(np.int64)[:, None]
-            tile = (first + epochs[:, None] + clip * -(-tiles // clips)) % tiles  # (B, k)
+            tile = (first + epochs[:, None] + clip * tiles // clips) % tiles  # (B, k)
             return self._at(tile * (starts(n_frames, self.frames, self.stride) - 1) // np.maximum(tiles - 1, 1))
         if self.mode == "all":
             return self._sequence(spread("start"), n_frames, rates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from kinoscope.contracts import DataSpec
+from kinoscope.data.children import cores
 from kinoscope.data.keys import KeyedBatchSampler
 from kinoscope.data.loading import BatchSource, KeyedLoader, Subset, position_of
 from kinoscope.errors import KinoscopeError
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class KeyedDataModule(pl.LightningDataModule):
     """What the DataModules of all modalities share: subsets, loaders, the position, checks.
 
-    A subclass fills ``train``, ``validation_set`` and ``test`` in ``setup`` and turns a batch of uint8 into floats in
-    ``preprocessed``.
+    A subclass fills ``subsets`` in ``setup`` and turns a batch of uint8 into floats in ``preprocessed``.
 
     Args:
         batch_size: samples per device and step.
@@ -36,7 +35,9 @@ class KeyedDataModule(pl.LightningDataModule):
         spec: what the data are.
         preprocess: from uint8 to the network's input.
         subsets: what ``setup`` has read.
-        skipped: samples left out while working, since their files are bad; a checkpoint keeps the number.
+        skipped: samples left out while working, since their files are bad: as ``batch_size`` counts them in training,
+            entries of the subset otherwise. A checkpoint keeps the number.
+        reasons: why, one sentence for each file.
     """
 
     spec: DataSpec
@@ -56,6 +57,7 @@ class KeyedDataModule(pl.LightningDataModule):
         self.batch_size, self.workers, self.validation, self.seed = batch_size, workers, validation, seed
         self.subsets: dict[Subset, BatchSource] = {}
         self.skipped = 0
+        self.reasons: set[str] = set()
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
@@ -79,10 +81,9 @@ class KeyedDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def cures(self) -> list[str]:
-        """What helps where training waits for these data, the best first; a modality adds its own."""
+        """What helps where training waits for these data, the best first; a modality adds its own before the last."""
         ranks = self.trainer.world_size if self.trainer is not None else 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = max(1, cores // ranks)
+        workers = max(1, cores() // ranks)
         more = [f"data.workers={workers} (now {self.workers})"] if workers > self.workers else []
         return [*more, f"a larger data.batch_size (now {self.batch_size})"]
 
@@ -94,9 +95,10 @@ class KeyedDataModule(pl.LightningDataModule):
         """The batch with float samples and without ``draws``; runs on the device."""
         raise NotImplementedError
 
-    def first_batch(self, subset: Subset) -> dict[str, Any]:
-        """The batch of the subset's first sample alone, as a loader gives it."""
-        loader = KeyedLoader(self.subsets[subset], KeyedBatchSampler(1, 1))
+    def first_batch(self, subset: Subset, entries: int = 1) -> dict[str, Any]:
+        """The batch of the subset's first entries, as a loader gives it."""
+        entries = min(entries, len(self.subsets[subset]))
+        loader = KeyedLoader(self.subsets[subset], KeyedBatchSampler(entries, entries))
         try:
             return next(iter(loader))
         finally:

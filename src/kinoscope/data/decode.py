@@ -8,7 +8,7 @@ frames anyway, compares the two and says of each file whether its frames may be 
 ``sequential=True`` they are counted. A decoder that meets anything unexpected gives up, and the frames are counted too.
 
 A reader is opened for each call, with one thread, and closed at once: one opened before a fork deadlocks, and one kept
-open grows. All scale while they decode, bilinearly, and agree but for the last digits.
+open grows. All scale while they decode, bilinearly, but not alike: the same frame is not quite the same pixels.
 """
 
 from __future__ import annotations
@@ -197,6 +197,11 @@ def fit(width: int, height: int, size: Size) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is the short side or (height, width), got {tuple(size)}")
     return int(size[0]), int(size[1])
+
+
+def target_size(height: int, width: int, resize: Size | None) -> tuple[int, int]:
+    """The (height, width) that frames of ``height`` × ``width`` get: as decoded, short side, or exact."""
+    return (height, width) if resize is None else fit(width, height, resize)
 
 
 class _Witness:

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kinoscope.data.decode import fit
+from kinoscope.data.decode import target_size
 from kinoscope.data.manifest import Manifest
 from kinoscope.errors import DecodeError
 
@@ -227,16 +227,13 @@ class FlowKeeper:
         }  # fmt: skip
 
     def begin(self, partial: Path, height: int, width: int, fps: float) -> FlowSink:
-        return FlowSink(partial, self, *self._sides(height, width))
+        return FlowSink(partial, self, *target_size(height, width, self.resize))
 
     def bytes_for(self, frames: int, height: int, width: int) -> int:
-        high, wide = self._sides(height, width)
+        high, wide = target_size(height, width, self.resize)
         field = 2 * high * wide
         worst = field + field // 128 + 128  # what zstd makes of noise
         return max(0, frames - 1) * (1 + self.backward) * (worst + 12) + 8 + TAIL.size
-
-    def _sides(self, height: int, width: int) -> tuple[int, int]:
-        return (height, width) if self.resize is None else fit(width, height, self.resize)
 
 
 class FlowSink:

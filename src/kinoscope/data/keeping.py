@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kinoscope.data.tables import equal, places, read_table, taken
+from kinoscope.data.survey import survey
+from kinoscope.data.tables import Column, equal, places, read_table, taken
+from kinoscope.errors import KinoscopeError
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -35,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("path", pa.string()),
         ("bytes", pa.int64()),
         ("modified", pa.int64()),  # of the video when it was kept; the kept file carries the same time
-        ("sha", pa.string()),
+        ("sha", pa.string()),  # empty where it was tried in vain for a reason that may pass, so that it is tried again
         ("kept", pa.int64()),
         ("error", pa.string()),  # why nothing could be kept, or empty
     ]
@@ -125,6 +128,39 @@ def read_index(folder: Path) -> pa.Table:
     """
     index = read_table(folder / INDEX, INDEX_SCHEMA, "an index", f"remove {folder} and run kinoscope prepare")
     return INDEX_SCHEMA.empty_table() if index is None else index
+
+
+def sound(keeper: Keeper, paths: Column, newer: pa.Table) -> tuple[pa.Table, Column, bool]:
+    """Compares a keeper's index with the kept files of N videos.
+
+    Args:
+        keeper: whose.
+        paths: (N,) of the videos.
+        newer: rows that are still on their way to the index, the newest first.
+
+    Returns:
+        The index as it should be, (N,) the content of which a whole file is kept or "", and whether the index is that.
+    """
+    try:
+        old = read_index(keeper.folder)
+    except KinoscopeError:
+        old = INDEX_SCHEMA.empty_table()
+    index = pa.concat_tables([newer, old])
+    newest = places(index.column("path"), index.column("path")) == np.arange(len(index))
+    index = index.filter(pa.array(newest))
+    position = places(paths, index.column("path"))
+    names = pc.call_function("binary_join_element_wise", [paths, pa.scalar(keeper.suffix), pa.scalar("")])
+    files = survey(keeper.folder, names)
+    failed = ~equal(taken(index.column("error"), position, ""), "")
+    same = taken(index.column("kept"), position, -1).to_numpy() == files.bytes
+    same &= taken(index.column("modified"), position, -1).to_numpy() == files.modified
+    whole = (position >= 0) & (failed | (same & files.present))
+    lost = np.zeros(len(index), bool)
+    lost[position[(position >= 0) & ~whole]] = True
+    index = index.filter(pa.array(~lost))
+    index = index.take(pc.call_function("sort_indices", [index.column("path")]))
+    contents = taken(index.column("sha"), np.where(whole, places(paths, index.column("path")), -1), "")
+    return index, contents, index.equals(old)
 
 
 def is_kept(folder: Path, manifest: Manifest) -> NDArray[np.bool_]:

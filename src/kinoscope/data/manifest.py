@@ -11,11 +11,16 @@ One row per video, in the order of the listing:
     bytes, modified, sha          of the file: size, time in ns, SHA-256
     error                         why the file cannot be used, or empty
 
+What was measured of a good file stays in its row while the file is gone. A row with an error and without ``sha`` is of
+a fault that may pass, such as a stalled disk: whoever prepares the data tries the file again.
+
 The table is an Arrow IPC file: any number of workers map the same pages, and no process keeps a list of the paths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,9 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+# What a file was when it was measured, and what was found.
+MEASURED = pa.schema([field for field in SCHEMA if field.name not in ("labels", "group", "subset")])
+ABSENT = ": there is no such file."  # behind the path
 
 
 class Manifest:
@@ -106,11 +114,29 @@ class Manifest:
 
     def missing(self) -> NDArray[np.bool_]:
         """(N,): the videos that the lists name and that are not there."""
-        return (self.column("bytes") == 0) & (self.column("modified") == 0)
+        ends = pc.call_function("ends_with", [self._columns["error"]], pc.MatchSubstringOptions(ABSENT))
+        return ends.to_numpy(zero_copy_only=False)
+
+    def measures(self) -> pa.Table:
+        """What was found of each file when it was there, see `MEASURED`."""
+        table = pa.table([self._columns[name] for name in MEASURED.names], schema=MEASURED)
+        error = pc.call_function("if_else", [pa.array(self.missing()), pa.scalar(""), self._columns["error"]])
+        return table.set_column(MEASURED.get_field_index("error"), MEASURED.field("error"), error)
 
     def _equal(self, name: str, value: str) -> np.ndarray:
         # Compared inside Arrow: a million names never become Python strings.
         return pc.call_function("equal", [self._columns[name], pa.scalar(value)]).to_numpy(zero_copy_only=False)
+
+
+def measures_of_others(destination: Path, decoder: str) -> Iterator[pa.Table]:
+    """The measures in the manifests beside this one, by the same decoder, whose names are alike up to the last dash."""
+    shared = destination.name.rpartition("-")[0] + "-"
+    for file in sorted(destination.parent.glob("*.arrow")):
+        if file.name.startswith(shared) and file != destination:
+            with suppress(KinoscopeError):
+                manifest = Manifest.open(file)
+                if manifest.decoder == decoder:
+                    yield manifest.measures()
 
 
 def write(table: pa.Table, destination: Path, decoder: str) -> None:

@@ -59,7 +59,7 @@ def measure(
 
     Returns:
         The columns, or None where the content is the known one and nothing had to be kept; and for every job its
-        columns of the index, or None where nothing was written.
+        columns of the index, or None where nothing was written. A fault that may pass has no ``sha``.
 
     Raises:
         KinoscopeError: what is kept cannot be written.
@@ -86,8 +86,8 @@ def measure(
         keep.finish(modified)
     except DecodeError as error:
         return {**measured, "error": str(error)}, [None] * len(jobs)
-    except OSError as error:
-        return {**measured, "error": f"{path}: cannot be read: {error.strerror}."}, [None] * len(jobs)
+    except OSError as error:  # a disk or a net may be better tomorrow
+        return {**measured, "sha": "", "error": f"{path}: cannot be read: {error.strerror}."}, [None] * len(jobs)
     return measured, [keep.columns(number) for number in range(len(jobs))]
 
 

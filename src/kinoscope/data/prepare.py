@@ -1,7 +1,8 @@
 """Makes a video data set ready: reads each file once, in processes that can be killed, for the manifest and all caches.
 
 What a call finds is merged from four sources, none of which it trusts more than the disk: the listing, one look into
-each folder (sizes and times), the tables of earlier calls, and their journals. From that follows what is missing.
+each folder (sizes and times), the tables of earlier calls, and their journals. Of a video that these do not know, the
+manifests of other choices of the same data may, and are only read. From that follows what is missing.
 Children measure and keep it, the journals take every result at once, and then the same merge writes the tables. So a
 call that was killed anywhere has lost the videos it was at and nothing else.
 
@@ -30,21 +31,18 @@ from tqdm import tqdm
 
 from kinoscope.data.children import cores, in_children
 from kinoscope.data.decode import Decoder
-from kinoscope.data.keeping import INDEX, INDEX_SCHEMA, Keeper, kept_file, read_index
-from kinoscope.data.manifest import SCHEMA, Manifest, write
+from kinoscope.data.keeping import INDEX, INDEX_SCHEMA, Keeper, kept_file, sound
+from kinoscope.data.manifest import ABSENT, MEASURED, SCHEMA, Manifest, measures_of_others, write
 from kinoscope.data.measure import UNMEASURED
 from kinoscope.data.survey import Files, survey
 from kinoscope.data.tables import Column, Journal, equal, places, taken, whole, write_table
-from kinoscope.data.tally import in_bytes
+from kinoscope.data.tally import in_bytes, report
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch.processes import listening
 
 TIME_LIMIT = 120.0  # seconds without a single frame
-REPORTED = 10  # bad files that the log names one by one
 SAMPLED = 32  # headers that are read to predict how much will be kept of videos that were never read
-# What a file was when it was measured, and what was found; a line of the manifest's journal.
-MEASURED = pa.schema([SCHEMA.field(name) for name in ("path", "bytes", "modified", *UNMEASURED)])
-ABSENT = ": there is no such file."
+CHANGED = ": changed while the data were prepared; run kinoscope prepare again."
 
 log = logging.getLogger("kinoscope")
 
@@ -62,12 +60,14 @@ def build(
     """Measures each video once, keeps of it what is asked for, and writes the manifest and the indices of what is kept.
 
     Only what is missing is done: of files that are new or have changed, everything; of others, what is not kept yet. A
-    bad file is a row with a reason, never an exception. Several calls for the same data wait for each other.
+    bad file is a row with a reason, never an exception; one whose fault may pass is tried again by the next call.
+    Several calls for the same data wait for each other.
 
     Args:
         root: folder that the listing's paths are relative to; it is only read.
         listing: the videos, see `lists.listing`.
-        destination: the manifest's file; written under another name and renamed.
+        destination: the manifest's file; written under another name and renamed. Manifests beside it whose names are
+            the same up to the last dash are of the same root.
         decoder: whose random access is tried on every good file.
         progress: shows a bar on stderr while files are read.
         workers: child processes, by default one per core.
@@ -83,7 +83,6 @@ def build(
     if work.journals() or not work.look().is_done():  # where all is done, not even a lock is written
         with listening(_interrupted), work.locked():
             _finish(work, workers or cores(), time_limit, progress)
-    pa.default_memory_pool().release_unused()  # a training of days follows
     return Manifest.open(destination)
 
 
@@ -95,7 +94,7 @@ class _State:
         table: the manifest, as far as it is known.
         files: the videos' files.
         known: (N,) SHA-256 of what was measured of this file before, perhaps with another size or time; or "".
-        stale: (N,) the file was never measured, or has changed.
+        stale: (N,) the file was never measured, or in vain, or has changed.
         indices: for each keeper, its index as it should be.
         kept: for each keeper, (N,) the content of which a whole file is kept, or "".
         lacking: for each keeper, (N,) whether that is not the content of this good video.
@@ -173,28 +172,50 @@ class _Work:
         """Compares what is on the disk with what the tables and the journals say."""
         files = survey(self.root, self.paths)
         old, known = self._known()
-        position = places(self.paths, known.column("path"))
-        same = files.present & (position >= 0)
-        for name, of_files in (("bytes", files.bytes), ("modified", files.modified)):
-            same &= taken(known.column(name), position, -1).to_numpy() == of_files
-        found = {
-            name: taken(known.column(name), np.where(same, position, -1), value) for name, value in UNMEASURED.items()
-        }
-        absent = pc.call_function("binary_join_element_wise", [self.paths, pa.scalar(ABSENT), pa.scalar("")])
-        found["error"] = pc.call_function("if_else", [pa.array(files.present), found["error"], absent])
-        found |= {"bytes": pa.array(files.bytes), "modified": pa.array(files.modified)}
+        found, stale = self._found(files, known)
         found |= {name: self.listing.column(name) for name in self.listing.column_names}
         table = pa.table([found[name] for name in SCHEMA.names], schema=SCHEMA)
-        good = equal(table.column("error"), "") & same
+        good = ~stale & equal(table.column("error"), "")
         unchanged = old is not None and old.equals(table)
         indices, kept, lacking = [], [], []
         for keeper, journal in zip(self.keepers, self.indexed, strict=True):
-            index, of_keeper, intact = self._kept(keeper, journal)
+            index, of_keeper, intact = sound(
+                keeper, self.paths, journal.read() if self.alone else INDEX_SCHEMA.empty_table()
+            )
             indices.append(index)
             kept.append(of_keeper)
             lacking.append(good & ~equal(of_keeper, table.column("sha")))
             unchanged &= intact
-        return _State(table, files, known, files.present & ~same, indices, kept, lacking, unchanged)
+        return _State(table, files, known, stale, indices, kept, lacking, unchanged)
+
+    def _found(self, files: Files, known: pa.Table) -> tuple[dict[str, Column], NDArray[np.bool_]]:
+        """What is known of the files as they are now, and (N,) which of them are to be measured."""
+        position = _same(self.paths, files, known)
+        gone = ~files.present & equal(taken(known.column("error"), position, "unknown"), "")
+        position[~files.present & ~gone] = -1  # what was wrong with a file that is gone says nothing of its return
+        found = {name: taken(known.column(name), position, value) for name, value in UNMEASURED.items()}
+        for name, of_files in (("bytes", files.bytes), ("modified", files.modified)):
+            before = taken(known.column(name), position, 0).to_numpy()
+            found[name] = pa.array(np.where(gone, before, of_files))
+        stale = files.present & equal(found["sha"], "")
+        for other in measures_of_others(self.destination, self.decoder) if stale.any() else ():
+            position = _same(self.paths, files, other)
+            position[~stale | equal(taken(other.column("sha"), position, ""), "")] = -1
+            for name, value in UNMEASURED.items():
+                better = taken(other.column(name), position, value)
+                found[name] = pc.call_function("if_else", [pa.array(position >= 0), better, found[name]])
+            stale &= position < 0
+            if not stale.any():
+                break
+        found["error"] = self._said(~files.present, ABSENT, found["error"])
+        return found, stale
+
+    def _said(self, rows: NDArray[np.bool_], sentence: str, errors: Column) -> Column:
+        """The errors, with this one in some rows."""
+        if not rows.any():
+            return errors
+        said = pc.call_function("binary_join_element_wise", [self.paths, pa.scalar(sentence), pa.scalar("")])
+        return pc.call_function("if_else", [pa.array(rows), said, errors])
 
     def _known(self) -> tuple[pa.Table | None, pa.Table]:
         """The manifest of an earlier call, and the measures of all that were tried with this decoder, newest first."""
@@ -206,30 +227,7 @@ class _Work:
         if manifest is None or manifest.decoder != self.decoder:
             return None, measured
         old = pa.table([manifest.arrow(name) for name in SCHEMA.names], schema=SCHEMA)
-        return old, pa.concat_tables([measured, old.select(MEASURED.names)])
-
-    def _kept(self, keeper: Keeper, journal: Journal) -> tuple[pa.Table, Column, bool]:
-        """What a keeper's index should be, (N,) the kept content of each video or "", and whether the index is that."""
-        try:
-            old = read_index(keeper.folder)
-        except KinoscopeError:
-            old = INDEX_SCHEMA.empty_table()
-        index = pa.concat_tables([journal.read(), old]) if self.alone else old
-        newest = places(index.column("path"), index.column("path")) == np.arange(len(index))
-        index = index.filter(pa.array(newest))
-        position = places(self.paths, index.column("path"))
-        names = pc.call_function("binary_join_element_wise", [self.paths, pa.scalar(keeper.suffix), pa.scalar("")])
-        files = survey(keeper.folder, names)
-        failed = ~equal(taken(index.column("error"), position, ""), "")
-        same = taken(index.column("kept"), position, -1).to_numpy() == files.bytes
-        same &= taken(index.column("modified"), position, -1).to_numpy() == files.modified
-        sound = (position >= 0) & (failed | (same & files.present))
-        lost = np.zeros(len(index), bool)
-        lost[position[(position >= 0) & ~sound]] = True
-        index = index.filter(pa.array(~lost))
-        index = index.take(pc.call_function("sort_indices", [index.column("path")]))
-        contents = taken(index.column("sha"), np.where(sound, places(self.paths, index.column("path")), -1), "")
-        return index, contents, index.equals(old)
+        return old, pa.concat_tables([measured, manifest.measures()])
 
     def do(self, rows: NDArray[np.int64], state: _State, workers: int, time_limit: float, progress: bool) -> None:
         """Reads these videos, and notes every result in the journals at once."""
@@ -251,9 +249,11 @@ class _Work:
     ) -> None:
         path = self.paths[row].as_py()
         file = {"path": path, "bytes": int(state.files.bytes[row]), "modified": int(state.files.modified[row])}
-        if measured is None:  # another time, the same content
-            position = int(places(self.paths.slice(row, 1), state.known.column("path"))[0])
-            measured = {name: state.known.column(name)[position].as_py() for name in UNMEASURED}
+        if measured is None:  # another time, the same content; or it was measured, and is only to be kept
+            table, position = state.table, row
+            if state.stale[row]:
+                table, position = state.known, int(places(self.paths.slice(row, 1), state.known.column("path"))[0])
+            measured = {name: table.column(name)[position].as_py() for name in UNMEASURED}
         for number, columns in zip(self.jobs(row, state), kept, strict=True):
             if columns is None:
                 continue
@@ -278,7 +278,7 @@ class _Work:
                 {**UNMEASURED, "error": f"{path}: decoding it {fault}."},
                 [None] * len(self.jobs(row, state)),
             )
-        columns: dict[str, Any] = {"kept": 0, "error": f"{path}: keeping it {fault}."}
+        columns: dict[str, Any] = {"sha": "", "kept": 0, "error": f"{path}: keeping it {fault}."}
         return self._note(row, state, None, [dict(columns) for _ in self.jobs(row, state)])
 
     def _append(self, journal: Journal, columns: dict[str, Any], path: str) -> None:
@@ -300,9 +300,20 @@ class _Work:
         for keeper, journal, index in zip(self.keepers, self.indexed, state.indices, strict=True):
             write_table(index, keeper.folder / INDEX)
             journal.remove()
-        write(state.table, self.destination, self.decoder)
+        errors = state.table.column("error")
+        errors = self._said(state.stale & equal(errors, ""), CHANGED, errors)
+        table = state.table.set_column(SCHEMA.get_field_index("error"), SCHEMA.field("error"), errors)
+        write(table, self.destination, self.decoder)
         self.measured.remove()
-        return state.table
+        return table
+
+
+def _same(paths: Column, files: Files, known: pa.Table) -> NDArray[np.int64]:
+    """(N,): where in ``known`` a file stands as it is now; or, of one that is gone, as it was. Else -1."""
+    position = places(paths, known.column("path"))
+    for name, of_files in (("bytes", files.bytes), ("modified", files.modified)):
+        position[files.present & (taken(known.column(name), position, -1).to_numpy() != of_files)] = -1
+    return position
 
 
 class _Calls(Sequence[tuple[Any, ...]]):
@@ -335,7 +346,7 @@ def _finish(work: _Work, workers: int, time_limit: float, progress: bool) -> Non
         _require_space(work, state, workers, time_limit)
         work.do(rows, state, workers, time_limit, progress)
     del state
-    _report(work.write(), rows)
+    report(work.write(), rows)
 
 
 def _require_space(work: _Work, state: _State, workers: int, time_limit: float) -> None:
@@ -381,19 +392,6 @@ def _sample(work: _Work, state: _State, workers: int, time_limit: float) -> list
     outcomes = in_children("kinoscope.data.measure:announced", calls, workers, time_limit)
     found = {outcome.call: outcome.value for outcome in outcomes if outcome.value is not None}
     return [_Sample(int(state.files.bytes[rows[call]]), tuple(header)) for call, header in found.items()]
-
-
-def _report(table: pa.Table, rows: NDArray[np.int64]) -> None:
-    """Says what this call found; what earlier calls found, they said."""
-    errors = table.column("error").take(pa.array(rows))
-    bad = errors.filter(pa.array(~equal(errors, "")))
-    for reason in bad.slice(0, REPORTED):
-        log.warning("bad video: %s", reason.as_py())
-    if len(bad) > REPORTED:
-        log.warning("bad videos: %d more; the manifest holds every reason.", len(bad) - REPORTED)
-    patchy = int(((table.column("damaged").take(pa.array(rows)).to_numpy() > 0) & equal(errors, "")).sum())
-    if patchy:
-        log.warning("%d videos hold a few damaged frames and are used.", patchy)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinoscope.data.decode import fit
+from kinoscope.data.decode import target_size
 
 Crops = Literal[1, 3, 5, 10]
 
@@ -206,11 +206,6 @@ def frame_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | No
     if len(sides) > 2 or not sides or min(sides) < 1:
         raise ValueError(f"resize is a short side or [height, width] in pixels, got {resize}")
     return sides[0] if isinstance(resize, int) else (sides[0], sides[-1])
-
-
-def target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
-    """The (height, width) that frames of ``height`` × ``width`` get: as decoded, short side, or exact."""
-    return (height, width) if resize is None else fit(width, height, resize)
 
 
 def zero_padding(x: Tensor, length: Tensor) -> Tensor:

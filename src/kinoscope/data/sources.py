@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kinoscope.data.decode import Decoder, decode
+from kinoscope.data.decode import Decoder, decode, target_size
 from kinoscope.data.manifest import Manifest
-from kinoscope.data.preprocess import target_size
 
 Box = tuple[int, int, int, int]  # top, left, height, width, in pixels of the resized frame
 

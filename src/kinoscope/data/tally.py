@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kinoscope.data.keeping import Keeper, is_kept, read_index
 from kinoscope.data.lists.listing import SUBSETS
 from kinoscope.data.manifest import Manifest
-from kinoscope.data.tables import places, taken
+from kinoscope.data.tables import equal, places, taken
 
 NAMED = 3  # bad files named for each reason
+REPORTED = 10  # bad files that the log names one by one
+
+log = logging.getLogger("kinoscope")
 
 
 def tally(manifest: Manifest, keepers: Sequence[Keeper] = ()) -> list[str]:
@@ -23,7 +28,7 @@ def tally(manifest: Manifest, keepers: Sequence[Keeper] = ()) -> list[str]:
     Hours and frames are those of good videos; bytes those of all files that are there.
     """
     good, missing = manifest.good(), manifest.missing()
-    frames, sizes = manifest.column("frames").astype(np.int64), manifest.column("bytes")
+    frames, sizes = manifest.column("frames").astype(np.int64), np.where(missing, 0, manifest.column("bytes"))
     rates = manifest.column("fps").astype(np.float64)
     hours = np.divide(frames, 3600 * rates, out=np.zeros(len(manifest)), where=rates > 0)
     lines = [f"{'videos of':<12} {'listed':>10} {'missing':>9} {'bad':>7} {'frames':>13} {'hours':>9} {'bytes':>9}"]
@@ -50,6 +55,19 @@ def tally(manifest: Manifest, keepers: Sequence[Keeper] = ()) -> list[str]:
         lines += _by_reason("not kept", reasons, manifest.arrow("path").filter(pa.array(good & ~kept)))
     bad = pa.array(~good & ~missing)
     return lines + _by_reason("bad", manifest.arrow("error").filter(bad), manifest.arrow("path").filter(bad))
+
+
+def report(table: pa.Table, rows: NDArray[np.int64]) -> None:
+    """Logs what was found in these rows of a manifest."""
+    errors = table.column("error").take(pa.array(rows))
+    bad = errors.filter(pa.array(~equal(errors, "")))
+    for reason in bad.slice(0, REPORTED):
+        log.warning("bad video: %s", reason.as_py())
+    if len(bad) > REPORTED:
+        log.warning("bad videos: %d more; the manifest holds every reason.", len(bad) - REPORTED)
+    patchy = int(((table.column("damaged").take(pa.array(rows)).to_numpy() > 0) & equal(errors, "")).sum())
+    if patchy:
+        log.warning("%d videos hold a few damaged frames and are used.", patchy)
 
 
 def in_bytes(size: int) -> str:

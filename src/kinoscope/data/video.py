@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kinoscope")
 
 MOST_CLIPS = 8  # of one video in one batch, to advise: more of them teach little
-VALIDATION_VIEWS = 1  # the middle clip: validation is run often, and the views of a video agree more than its clips
 
 
 class Videos(KeyedDataModule):
@@ -89,6 +88,11 @@ class Videos(KeyedDataModule):
         augment: what training clips go through on the device, from kinoscope.data.transforms; a crop among them
             replaces the random window.
         choice: what else decides which videos there are, so that each choice has a manifest of its own.
+
+    Attributes:
+        validation_views: clips per validation video, until ``setup``. One, the middle clip: validation is run often,
+            and the views of a video agree more than its clips.
+        validation_crops: crops of each of these.
     """
 
     preprocess: VideoPreprocess
@@ -161,6 +165,8 @@ class Videos(KeyedDataModule):
         self.resize = frame_size(resize)
         self.clips_per_video, self.test_views = clips_per_video, test_views
         self.test_crops: Crops = test_crops
+        self.validation_views = 1
+        self.validation_crops: Crops = 1
         self.decoder: Decoder = decoder
         self.cache: Cache = cache
         self.on_error: OnError = on_error
@@ -182,9 +188,13 @@ class Videos(KeyedDataModule):
 
     @property
     def manifest_file(self) -> Path:
-        """One manifest per folder, split and choice, so that concurrent runs never rewrite each other's."""
-        choice = json.dumps([str(self.root.resolve()), *self.choice, self.validation])
-        return self.data_dir / "manifests" / f"{self.name}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}.arrow"
+        """One manifest per folder, choice, validation and decoder, so that runs never rewrite each other's.
+
+        Those of one folder begin alike, up to the last dash: each takes from the others what they have measured.
+        """
+        whole = [str(self.root.resolve()), json.dumps([*self.choice, self.validation, self.decoder])]
+        folder, choice = (hashlib.sha256(part.encode()).hexdigest()[:8] for part in whole)
+        return self.data_dir / "manifests" / f"{self.name}-{folder}-{choice}.arrow"
 
     def prepare_data(self) -> None:
         if self.subsets:  # the verbs prepare before a run folder is made, Lightning asks again
@@ -219,7 +229,7 @@ class Videos(KeyedDataModule):
         subsets: list[Subset] = ["train", "validation", "test"]
         for subset in subsets:
             rows = manifest.rows(subset)
-            views = {"train": None, "validation": VALIDATION_VIEWS, "test": self.test_views}[subset]
+            views = {"train": None, "validation": self.validation_views, "test": self.test_views}[subset]
             self.subsets[subset] = VideoDataset(
                 source, manifest, rows[good[rows]], self.sampler, self.resize, classes, self.on_error, self.seed,
                 self.augment, self.clips_per_video, views, self._crop(subset),
@@ -227,8 +237,10 @@ class Videos(KeyedDataModule):
             )  # fmt: skip
         if not len(self.subsets["train"]):
             raise KinoscopeError(f"{self.root}: not one training video can be used")
-        first = self.preprocessed(self._checked(self.first_batch("train")))["video" if self.frames_read else "flow"]
-        self.check_spec(tuple(first.shape[1:]), self.class_names())
+        entries = 1 if self.on_error == "raise" else self.samples_per_batch("train")  # the first alone may be bad
+        first = self.preprocessed(self._checked(self.first_batch("train", entries)))
+        self.skipped, self.reasons = 0, set()  # nothing is left out of the training yet
+        self.check_spec(tuple(first["video" if self.frames_read else "flow"].shape[1:]), self.class_names())
 
     def keepers(self) -> list[Keeper]:
         """What is to be kept of every video, see `kinoscope.data.keeping`."""
@@ -250,9 +262,13 @@ class Videos(KeyedDataModule):
     def _crop(self, subset: Subset) -> int | None:
         """Side of the crops that are cut out where frames are read; None where the device has to."""
         resized = self.preprocess.resize not in (None, self.resize)
-        many = self.augment.crop.resizes if subset == "train" else subset == "test" and self.test_crops > 1
+        many = self.augment.crop.resizes if subset == "train" else self._crops(subset) > 1
         # The mean of a field and the way of a pixel are those of the whole frame.
         return None if resized or many or self.flow is not None else self.preprocess.size
+
+    def _crops(self, subset: Subset) -> Crops:
+        """Of each view of a subset that is not trained on."""
+        return self.test_crops if subset == "test" else self.validation_crops
 
     def _usable(self, manifest: Manifest) -> NDArray[np.bool_]:
         """(N,) which rows can give a clip; the others are an error or reported."""
@@ -266,7 +282,7 @@ class Videos(KeyedDataModule):
         missing = manifest.missing()  # of some data sets most: counted, and no fault of the files that are there
         if missing.any():
             log.warning("%s: of %d listed videos %d are missing.", self.name, len(manifest), missing.sum())
-        reasons = [manifest.error(row) for row in np.flatnonzero(~readable & ~missing).tolist()]
+        reasons = [f"{self.root}/{manifest.error(row)}" for row in np.flatnonzero(~readable & ~missing).tolist()]
         reasons += [
             f"{self.root / manifest.path(row)}: has {lengths[row]} frames, a clip of data.frames={self.sampler.frames} "
             f"with data.stride={self.sampler.stride} spans {needed}."
@@ -294,7 +310,7 @@ class Videos(KeyedDataModule):
         if subset == "train":
             return self.batch_size // self.clips_per_video
         # Views go through the network one after the other, crops and pixels lie in memory together.
-        return max(1, self.batch_size // self.test_crops) if subset == "test" else self.batch_size
+        return max(1, self.batch_size // self._crops(subset))
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         return self._checked(batch)
@@ -306,10 +322,12 @@ class Videos(KeyedDataModule):
         skipped = batch.pop("skipped", [])
         for reason in skipped:
             log.warning("skipped: %s", reason)
-        self.skipped += len(skipped)
+        self.reasons.update(skipped)
+        self.skipped += len(skipped) * (self.clips_per_video if "draws" in batch else 1)
         return batch
 
     def left_out(self) -> dict[str, int]:
+        """Whole videos, known since ``setup``; and samples since then: clips in training, videos in evaluation."""
         return {"videos": self.unusable, **super().left_out()}
 
     def preprocessed(self, batch: Batch) -> Batch:
@@ -322,7 +340,7 @@ class Videos(KeyedDataModule):
             batch["clips"] = self.preprocess.normalise(batch["clips"])  # (B, V, C, T, S, S)
         else:
             validating = self.trainer is not None and (self.trainer.validating or self.trainer.sanity_checking)
-            n: Crops = 1 if validating else self.test_crops
+            n = self._crops("validation" if validating else "test")
             for name, crops in (("clips", self.preprocess.crops), ("flow", self.preprocess.flow_crops)):
                 if name in batch:  # (B, V, C, T, H, W) or (B, V, 2L, H, W)
                     views = batch[name]
@@ -332,19 +350,21 @@ class Videos(KeyedDataModule):
         return batch
 
     def cures(self) -> list[str]:
-        found = super().cures()
-        if self.cache == "raw" or not self.frames_read:  # nothing is decoded any more
-            return found
+        *faster, batches = super().cures()
+        if self.cache == "raw" and self.flow is None:  # nothing is decoded, so there is little for workers to do
+            return [batches, *faster]
+        if self.cache == "raw" or not self.frames_read:
+            return [*faster, batches]
         more = self.clips_per_video * 2
         if self.sampler.mode != "all" and self.batch_size % more == 0 and more <= MOST_CLIPS:
-            found.append(f"data.clips_per_video={more} (now {self.clips_per_video})")
+            faster.append(f"data.clips_per_video={more} (now {self.clips_per_video})")
         dataset = self.subsets.get("train")
         if isinstance(dataset, VideoDataset):
             sides = dataset.frame_sides()
             pixels = int((sides.prod(axis=1) * dataset.frames[dataset.rows]).sum())
             size = 3 * pixels / 1e9
-            found.insert(0, f"data.cache=raw (now {self.cache}), {size:.2g} GB on disk for the training videos")
-        return found
+            faster.insert(0, f"data.cache=raw (now {self.cache}), {size:.2g} GB on disk for the training videos")
+        return [*faster, batches]
 
     def path(self, subset: Subset, index: int) -> Path:
         """The file of a sample, for pictures and reports."""

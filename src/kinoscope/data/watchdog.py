@@ -2,8 +2,9 @@
 
 A decoder can spin for ever inside native code, with or without Python's lock, where no exception and no thread reaches
 it. So a worker sets an alarm for each sample, and the kernel ends the whole worker when it rings: SIGALRM is left at
-its default action. Which sample a worker reads stands in memory that it shares with its parent, who names the file,
-remembers the sample as lost and starts workers anew (`KeyedLoader`).
+its default action. Which sample a worker reads stands in memory that it shares with its parent, who names the file and
+starts workers anew (`KeyedLoader`). The clock also runs while the process is suspended or its disk does not answer, so
+only a sample that exceeds the limit twice is remembered as lost.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ class Watchdog:
         limit: seconds for one sample; None: no limit, but a sample that crashes its worker is still named.
 
     Attributes:
+        late: indices of samples that have exceeded the limit once.
         lost: index of a sample → why it cannot be read, one sentence.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit = limit
+        self.late: set[int] = set()
         self.lost: dict[int, str] = {}
 
     @contextmanager

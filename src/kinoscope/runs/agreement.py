@@ -70,9 +70,14 @@ def gather(item: T) -> list[T]:
 
 
 def left_out(datamodule: Any) -> dict[str, int]:
-    """What bad files have cost all ranks: bad videos are the same for all, and each leaves out samples of its own."""
-    ranks = gather(datamodule.left_out())
-    return {**ranks[0], "samples": sum(each["samples"] for each in ranks)}
+    """What bad files have cost all ranks: bad videos are the same for all, and each leaves out samples of its own.
+
+    Rank 0, which alone writes ``train.log``, says why of those that it has not met itself.
+    """
+    ranks = gather((datamodule.left_out(), datamodule.reasons))
+    for reason in sorted(set().union(*(reasons for _, reasons in ranks)) - ranks[0][1]) if rank() == 0 else ():
+        logging.getLogger("kinoscope").warning("skipped on another rank: %s", reason)
+    return {**ranks[0][0], "samples": sum(costs["samples"] for costs, _ in ranks)}
 
 
 def together(work: Callable[[], T]) -> T:

@@ -28,6 +28,7 @@ from kinoscope.launch import ranks
 from kinoscope.runs.fit_loop import repair
 from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
+from kinoscope.systems.classification import Classification
 from kinoscope.systems.tuning import require_tunable
 
 if TYPE_CHECKING:
@@ -97,6 +98,33 @@ def try_optimizers(system: System) -> None:
         system.configure_optimizers()
     except (ValueError, TypeError) as error:
         raise Refusal(f"model: {error}") from error
+
+
+def try_network(system: System) -> None:
+    """Shows a classifier's network two empty stacks, where it is to see flow alone, for what it rejects.
+
+    Of clips and images the config tells a network the size. Flow is chosen beside the network: any may meet it.
+
+    Raises:
+        Refusal: it cannot take them.
+    """
+    spec = system.spec
+    if spec is None or spec.modality != "flow" or not isinstance(system, Classification):
+        return
+    network = system.network
+    state = {name: value.detach().clone() for name, value in (*network.named_parameters(), *network.named_buffers())}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            answer = torch.func.functional_call(network, state, torch.zeros(2, *spec.shape))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        answer, cause = None, error
+    else:
+        cause = None
+    if answer is None or answer.shape != (2, spec.num_classes):
+        raise Refusal(
+            f"model: {type(network).__name__} cannot take a stack of flow {spec.shape}, which data.input=flow gives; "
+            "take a network for images, such as model=autoencoder/conv_classifier"
+        ) from cause
 
 
 def try_trainer(config: DictConfig, system: System) -> pl.Trainer:

@@ -55,6 +55,7 @@ def find(config: DictConfig, overrides: Sequence[str]) -> Found:
 def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Puts the allowed overrides into ``stored``; returns whether the training was made longer."""
     asked, kept = plain(composed), plain(stored)
+    flat = flatten(kept)
     refused: list[str] = []
     raised = False
     callbacks = {name: node for part in (asked, kept) for name, node in part["callbacks"].items() if node}
@@ -72,7 +73,7 @@ def _apply(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -
         changed = [
             leaf
             for leaf in {**ours, **theirs}
-            if canonical(leaf, ours.get(leaf, _ABSENT)) != canonical(leaf, theirs.get(leaf, _ABSENT))
+            if canonical(leaf, ours.get(leaf, _ABSENT), flat) != canonical(leaf, theirs.get(leaf, _ABSENT), flat)
         ]
         if key in EXTENSIBLE and _raises(value, before):
             raised = True

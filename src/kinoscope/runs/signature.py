@@ -38,8 +38,9 @@ OUTSIDE = (
     "trainer.enable_model_summary",
     "trainer.profiler",
 )
-# Values of a key that give the very same result: they all count as the first.
-ALIKE: dict[str, tuple[Any, ...]] = {"data.cache": ("none", "raw")}  # the same pixels; the other caches lose some
+# (key, value) that gives the very same result as the key's default where the other keys have these values, or are not
+# there: prepare keeps the pixels that PyAV gives, and other decoders give others. The other caches lose some of them.
+ALIKE: dict[tuple[str, str], tuple[str, dict[str, str]]] = {("data.cache", "raw"): ("none", {"data.decoder": "pyav"})}
 # Lightning's callbacks take part in the training, but for those that only watch it. One of your own is taken to watch.
 LIGHTNING = ("lightning.pytorch.callbacks.", "pytorch_lightning.callbacks.")
 WATCHING = ("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar", "ThroughputMonitor")
@@ -78,14 +79,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a resolved config is part of a run's identity, by its dotted keys."""
-    callbacks = config.get("callbacks") or {}
-    return {key: canonical(key, value) for key, value in flatten(config).items() if is_inside(key, callbacks)}
+    callbacks, flat = config.get("callbacks") or {}, flatten(config)
+    return {key: canonical(key, value, flat) for key, value in flat.items() if is_inside(key, callbacks)}
 
 
-def canonical(key: str, value: Any) -> Any:
-    """One value for all those of a dotted key that give the very same result."""
-    alike = ALIKE.get(key, ())
-    return alike[0] if value in alike else value
+def canonical(key: str, value: Any, flat: Mapping[str, Any]) -> Any:
+    """One value for all those of a dotted key that give the very same result, beside the rest of a ``flat`` config."""
+    if not isinstance(value, str) or (key, value) not in ALIKE:
+        return value
+    same, needed = ALIKE[key, value]
+    return same if all(flat.get(other, wanted) == wanted for other, wanted in needed.items()) else value
 
 
 def inside(config: Mapping[str, Any]) -> dict[str, Any]:

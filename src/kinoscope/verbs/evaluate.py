@@ -44,6 +44,7 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
     stored.trainer = _trainer(config)
     allowed = (*TRUSTED, *config.trust)  # the stored config may come from elsewhere
     datamodule = build_datamodule(stored, allowed)
+    seen = _seen(datamodule, config)
     _warn_of_other_data(loaded, datamodule.fingerprint())
     drawing = {
         name: node
@@ -62,13 +63,13 @@ def evaluate(loaded: Run, config: DictConfig) -> dict[str, float]:
             skipped = agreement.left_out(datamodule)
     metrics = logged(trainer)
     if trainer.is_global_zero:
-        _write(loaded, stored, config, metrics, skipped, time.monotonic() - started)
+        _write(loaded, seen, config, metrics, skipped, time.monotonic() - started)
     return metrics
 
 
 def _write(
     loaded: Run,
-    stored: DictConfig,
+    seen: dict[str, int | None],
     config: DictConfig,
     metrics: dict[str, float],
     skipped: dict[str, int],
@@ -85,8 +86,7 @@ def _write(
             "monitor": summary["monitor"],
             "checkpoint": loaded.checkpoint.name,
             "precision": config.precision,
-            "views": stored.data.get("test_views"),
-            "crops": stored.data.get("test_crops"),
+            **seen,
             "skipped": skipped,
             {"validation": "val", "test": "test"}[config.subset]: metrics,
         },
@@ -113,6 +113,23 @@ def with_changes(stored: DictConfig, asked: DictConfig) -> DictConfig:
             raise Refusal(f"{key}: this run's data ({changed.data._target_}) know no '{name}'; leave it out")
         changed.data[name] = value
     return changed
+
+
+def _seen(datamodule: Any, config: DictConfig) -> dict[str, int | None]:
+    """What is measured of each video, ``views`` and ``crops``; None where there are no such things.
+
+    Validation looks at one crop of one view, except where others were asked for; the data have checked these for the
+    test.
+    """
+    seen = {}
+    for key in ("views", "crops"):
+        name = f"{config.subset}_{key}"
+        if config.subset == "validation" and config[key] is not None:
+            if not hasattr(datamodule, name):
+                raise Refusal(f"{key}: this run's data validate in one way only; leave it out, or take subset=test")
+            setattr(datamodule, name, config[key])
+        seen[key] = getattr(datamodule, name, None)
+    return seen
 
 
 def _trainer(config: DictConfig) -> dict[str, Any]:

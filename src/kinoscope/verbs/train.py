@@ -30,6 +30,7 @@ from kinoscope.runs.build import (
     build_system,
     build_trainer,
     try_callbacks,
+    try_network,
     try_optimizers,
     try_trainer,
 )
@@ -218,6 +219,7 @@ def parts(config: DictConfig) -> tuple[Any, System, pl.Trainer]:
     tried(lambda: try_callbacks(config))
     if system is not None:
         tried(lambda: system.freeze_named(config.freeze))
+        tried(lambda: try_network(system))
         tried(lambda: try_optimizers(system))
         trainer = tried(lambda: try_trainer(config, system))
     if faults:

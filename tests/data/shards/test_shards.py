@@ -295,6 +295,23 @@ def test_what_was_used_last_is_kept(written: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.tar")} == {first.name, third.name}
 
 
+@pytest.mark.parametrize("fails", ["utime", "mkdir"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    shard = describe(str(written)).shards[0]
+    held = Store(url(written), tmp_path / "shards", 10**9)
+    if fails == "utime":
+        held.local(shard)
+
+    def forbidden(*_: Any, **__: Any) -> None:  # by hand: the tests may run as root, who may do everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.os if fails == "utime" else Path, fails, forbidden)
+    with pytest.raises(KinoscopeError, match=r"\.tar cannot be written: Permission denied\.$"):
+        held.local(shard)
+
+
 def test_a_fetch_that_was_killed_leaves_no_room_taken(written: Path, tmp_path: Path) -> None:
     known = describe(str(written))
     held = Store(url(written), tmp_path, known.shards[0].bytes)

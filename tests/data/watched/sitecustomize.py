@@ -3,9 +3,11 @@
 `LOG` names a file to which every process adds the videos that it opens and decodes from the start. `KILL` is
 ``<who>:<n>``: the n-th time that one process of that kind, ``parent`` or ``child``, touches the file system, it is
 killed there by SIGKILL, once in all, since the marker `KILLED` is then there. `UNKEEPABLE` names a video of which no
-cache can be made.
+cache can be made. `PASSING` is ``<fault>:<name>``: that video cannot be read (``eio``), or the process that reads it
+(``read``) or keeps its frames (``keep``) crashes.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -17,6 +19,7 @@ LOG = "KINOSCOPE_TEST_LOG"
 KILL = "KINOSCOPE_TEST_KILL"
 KILLED = "KINOSCOPE_TEST_KILLED"
 UNKEEPABLE = "KINOSCOPE_TEST_UNKEEPABLE"
+PASSING = "KINOSCOPE_TEST_PASSING"
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.truncate", "shutil.rmtree")
 
 
@@ -90,8 +93,29 @@ def keep_nothing_of(name: str) -> None:
     RawKeeper.begin = refusing  # type: ignore[method-assign]
 
 
+def fail_at(fault: str, name: str) -> None:
+    """A fault of the machine, not of the video."""
+    from kinoscope.data import decode
+
+    probe = decode.probe
+
+    def failing(path: str, decoder: Any, each: Any, begin: Any) -> Any:
+        def crash(*arguments: Any) -> None:
+            os.abort()
+
+        if Path(path).name != name:
+            return probe(path, decoder, each, begin)  # type: ignore[arg-type]
+        if fault == "eio":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return crash() if fault == "read" else probe(path, decoder, each, crash)  # type: ignore[arg-type]
+
+    decode.probe = failing  # type: ignore[assignment]
+
+
 if UNKEEPABLE in os.environ:
     keep_nothing_of(os.environ[UNKEEPABLE])
+if PASSING in os.environ and is_child():
+    fail_at(*os.environ[PASSING].split(":"))
 if KILL in os.environ:
     kind, _, turn = os.environ[KILL].partition(":")
     kill_at(kind, int(turn))

@@ -2,9 +2,9 @@
 
     raw        pixels: nothing is decoded any more
     jpeg       each frame for itself: any frame at the price of one
-    reencode   MPEG-4 with a key frame every few: small, and quick to enter anywhere
+    reencode   MPEG-4 with a key frame every few: the smallest, and quick to enter anywhere
 
-All three give frame k of a video as frame k; only raw gives it to the bit.
+All three give frame k of a video as frame k; only raw gives it to the bit, as PyAV decodes it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kinoscope.data.decode import fit
+from kinoscope.data.decode import target_size
 from kinoscope.data.decoders.pyav import Scaler
 from kinoscope.errors import DecodeError
 
@@ -38,11 +38,6 @@ Coder = Callable[[NDArray[np.uint8]], "bytes | memoryview"]  # (H, W, 3), RGB â†
 FOOTER = struct.Struct("<16sIIIIQ")  # cache and version, frames, height, width, checksum of the table, bytes of frames
 ENTRY = np.dtype([("end", "<u8"), ("checksum", "<u4")])
 CHUNK = 1 << 20  # bytes to gather before they are written
-
-
-def kept_size(height: int, width: int, resize: Resize) -> tuple[int, int]:
-    """The (height, width) of the kept frames of a video."""
-    return (height, width) if resize is None else fit(width, height, resize)
 
 
 class FrameKeeper(ABC):
@@ -71,12 +66,12 @@ class FrameKeeper(ABC):
         return {"kind": self.kind, "resize": self.resize}
 
     def begin(self, partial: Path, height: int, width: int, fps: float) -> FrameSink:
-        size = kept_size(height, width, self.resize)
+        size = target_size(height, width, self.resize)
         own = (height, width) if self.resize is None else None
         return FrameSink(Writer(partial, type(self), size), Scaler(size), self.coder(*size), own)
 
     def bytes_for(self, frames: int, height: int, width: int) -> int:
-        high, wide = kept_size(height, width, self.resize)
+        high, wide = target_size(height, width, self.resize)
         return frames * (self.bytes_of_frame(high, wide) + ENTRY.itemsize) + FOOTER.size
 
     @abstractmethod
@@ -204,8 +199,12 @@ class Kept:
 
     def fill(self, memory: Any, place: int) -> None:
         """Fills ``memory``, an array, with the bytes from ``place`` on."""
-        if os.preadv(self.descriptor, [memory], place) < memory.nbytes:
-            raise self.damaged("is cut short")
+        rest = memoryview(memory).cast("B")
+        while rest:
+            read = os.preadv(self.descriptor, [rest], place)  # Linux reads 2 GiB at a time
+            if not read:
+                raise self.damaged("is cut short")
+            rest, place = rest[read:], place + read
 
     def damaged(self, what: str) -> DecodeError:
         """That this file cannot be used, and the cure."""
@@ -235,7 +234,7 @@ class KeptFrames(ABC):
     def read(self, row: int, indices: NDArray[np.int64], box: Box | None = None) -> NDArray[np.uint8]:
         file = f"{self.folder}/{self.manifest.path(row)}{self.cache.suffix}"  # a Path takes longer than the opening
         count = int(self.counts[row])
-        size = kept_size(int(self.heights[row]), int(self.widths[row]), self.resize)
+        size = target_size(int(self.heights[row]), int(self.widths[row]), self.resize)
         indices = np.asarray(indices, np.int64)
         if indices.min() < 0 or indices.max() >= count:
             outside = indices[(indices < 0) | (indices >= count)][0]

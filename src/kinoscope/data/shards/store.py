@@ -54,9 +54,12 @@ class Store:
             return Path(join(self.root, file.name))
         path = self.folder / file.name
         try:
-            os.utime(path)  # the moment of its last use
-        except FileNotFoundError:
-            self._fetch(file, path)
+            try:
+                os.utime(path)  # the moment of its last use
+            except FileNotFoundError:
+                self._fetch(file, path)
+        except OSError as error:
+            raise KinoscopeError(f"{path} cannot be written: {error.strerror or error}.") from error
         return path
 
     def check(self) -> None:
@@ -72,13 +75,10 @@ class Store:
     def _fetch(self, file: File, path: Path) -> None:
         # How long this takes says nothing of the video that happens to be the first in it.
         with watchdog.paused():
-            try:
-                (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
-                with FileLock(self._lock(path.name)):
-                    if not path.exists():
-                        self._download(file, path)
-            except OSError as error:
-                raise KinoscopeError(f"{path} cannot be written: {error.strerror or error}.") from error
+            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(self._lock(path.name)):
+                if not path.exists():
+                    self._download(file, path)
 
     def _download(self, file: File, path: Path) -> None:
         url = join(self.root, file.name)
