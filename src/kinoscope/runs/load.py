@@ -121,7 +121,7 @@ class Run:
         return self.denormalise(reconstruction)
 
     def _stack(self, frames: Tensor) -> Tensor:
-        """The stack of flow between frames (L + 1, H, W, 3), nearly as prepare keeps it (grey is made from RGB here): (2L, S, S)."""
+        """The stack of flow between frames (L + 1, H, W, 3): (2L, S, S). As kept, but grey is made from RGB here."""
         assert self.flow is not None
         preprocess = cast(VideoPreprocess, self.preprocess)
         resized = preprocess.fit(frames.cpu().permute(3, 0, 1, 2)[None])[0]  # (3, L + 1, h, w)
