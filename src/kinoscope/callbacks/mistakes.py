@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from kinoscope.callbacks.drawing import enlarge, hand_over, log, plural, publish, spec_of
-from kinoscope.callbacks.predictions import Evaluation, hits_of, probs_and_label, tile_of
+from kinoscope.callbacks.predictions import TiledEvaluation, hits_of, probs_and_label, tile_of
 from kinoscope.callbacks.tiles import Tile, draw_tiles, encode
 from kinoscope.runs import agreement
 
@@ -21,30 +21,15 @@ CLIP_WIDTH = 240  # pixels at least: players do not enlarge
 COLUMNS = ("sample", "file", "predicted", "truth", "confidence")
 
 
-class Mistakes(Evaluation):
+class Mistakes(TiledEvaluation):
     """The most confident mistakes of a test: ``mistakes.png``, for videos a clip of each, and a table for the loggers.
 
     Sorted by the probability of the wrong answer. Clips are ``mistakes/<place>-<index>.mp4`` in the run's pictures;
     the index is the sample's position in its subset.
-
-    Args:
-        samples: how many at most.
-        columns: tiles in a row.
-        fps: frames per second of the clips.
     """
 
-    def __init__(self, samples: int = 24, columns: int = 6, fps: float = 8.0) -> None:
-        if samples < 1 or columns < 1:
-            raise ValueError(f"samples and columns must be at least 1, got {samples} and {columns}")
-        if fps < 1:
-            raise ValueError(f"fps must be at least 1, got {fps}")
-        self.samples = samples
-        self.columns = columns
-        self.fps = fps
-        self._worst: list[tuple[tuple[float, int], Tile]] = []  # a heap: the least of them first
-
     def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
-        self._worst = []
+        self._worst: list[tuple[tuple[float, int], Tile]] = []  # a heap: the least of them first
 
     def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
         probs, label = probs_and_label(outputs)

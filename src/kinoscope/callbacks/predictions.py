@@ -99,17 +99,13 @@ class Evaluation(pl.Callback):
             self.end(trainer, pl_module, "validation")
 
 
-class ContactSheet(Evaluation):
-    """Test samples with prediction, probability and truth, drawn as ``contact_sheet.png`` at the end of a test.
-
-    Samples are spread over the classes and are the same in every run on the same data. A quarter of them are mistakes,
-    where there are so many, and the picture says so. A video shows its centre frame and, below, frames from its first
-    to its last, all of its middle view; in ``contact_sheet.mp4`` they move.
+class TiledEvaluation(Evaluation):
+    """One that shows some of the samples as tiles, which move where they are videos.
 
     Args:
-        samples: how many to show.
+        samples: how many at most.
         columns: tiles in a row.
-        fps: frames per second of the moving sheet.
+        fps: frames per second of what moves.
     """
 
     def __init__(self, samples: int = 24, columns: int = 6, fps: float = 8.0) -> None:
@@ -120,15 +116,23 @@ class ContactSheet(Evaluation):
         self.samples = samples
         self.columns = columns
         self.fps = fps
+
+
+class ContactSheet(TiledEvaluation):
+    """Test samples with prediction, probability and truth, drawn as ``contact_sheet.png`` at the end of a test.
+
+    Samples are spread over the classes and are the same in every run on the same data. A quarter of them are mistakes,
+    where there are so many, and the picture says so. A video shows its centre frame and, below, frames from its first
+    to its last, all of its middle view; in ``contact_sheet.mp4`` they move.
+    """
+
+    def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self._right: Choice[Tile] = Choice(self.samples)
         self._wrong: Choice[Tile] = Choice(self.samples)
         self._counts = torch.zeros(2, dtype=torch.int64)  # seen, right
-
-    def begin(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
-        self._reset()
 
     def watch(self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: Batch) -> None:
         probs, label = probs_and_label(outputs)
