@@ -122,12 +122,12 @@ class Timing(pl.Callback):
     def time(self) -> dict[str, float]:
         """Seconds per phase, samples and batches, their rate, and the share of the steps spent waiting for data."""
         counted = {**self._watch.read(), "samples": self._samples, "batches": self._batches}
-        spent = {name: round(self._before.get(name, 0) + value, 3) for name, value in counted.items()}
+        spent = {name: round(self._before.get(name, 0) + value, 6) for name, value in counted.items()}
         steps = sum(spent[phase] for phase in STEP)
         total = sum(value for name, value in spent.items() if name not in ("samples", "batches"))
         return {
             **spent,
-            "total": round(total, 3),
+            "total": round(total, 6),
             "samples_per_second": round(spent["samples"] / steps, 2) if steps else 0.0,
             "data_share": round(spent["data"] / steps, 4) if steps else 0.0,
         }
