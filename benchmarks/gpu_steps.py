@@ -5,7 +5,7 @@
 
 Both train in bf16-mixed with channels last, with and without torch.compile. Of each of the four runs it prints
 
-    <name>_steps_per_second
+    <name>_steps_per_second, <name>_samples_per_second
     <name>_share_of_ceiling   of the rate at which this GPU multiplies bf16 matrices of 8192 × 8192, measured first; a
                               step's work are the multiplications of its forward and backward passes, counted by torch
     <name>_data_share         of the steps' time, spent waiting for data while the GPU had nothing to do
@@ -23,6 +23,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,10 @@ class Measure(pl.Callback):
     def __init__(self, count: bool) -> None:
         self.results: dict[str, float] = {}
         self._flops = FlopCounterMode(display=False) if count else None
-        self._began = self._data_before = 0.0
-        self._first = 0
+        self._began = 0.0
+        self._first = self._samples = 0
         self._waits: list[int] = []
+        self._where: Counter[str] = Counter()
         self._caught: Any = None
 
     def on_train_batch_start(
@@ -88,7 +90,7 @@ class Measure(pl.Callback):
         if step == trainer.max_steps // 3:
             _synchronize()
             self._began, self._first = time.perf_counter(), step
-        if self._began and torch.cuda.is_available():
+        if self._began and self._caught is None and torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("warn")
             self._caught = warnings.catch_warnings(record=True)
             self._seen = self._caught.__enter__()
@@ -101,17 +103,23 @@ class Measure(pl.Callback):
         if trainer.global_step == 1 and self._flops is not None:
             self._flops.__exit__(None, None, None)
             self.results["flops"] = self._flops.get_total_flops()
-        if self._caught is not None:
-            torch.cuda.set_sync_debug_mode("default")
-            self._caught.__exit__(None, None, None)
-            self._caught = None
+        if self._caught is not None:  # all that has happened since the last batch ended: loading, the copy, callbacks
             if pl_module.window.steps:  # no window has just ended
                 self._waits.append(sum("synchronizing CUDA" in str(warning.message) for warning in self._seen))
+            self._where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in self._seen)
+            self._seen.clear()
+        self._samples += len(next(iter(batch.values()))) if self._began else 0
         if trainer.global_step == trainer.max_steps:
+            if self._caught is not None:
+                torch.cuda.set_sync_debug_mode("default")
+                self._caught.__exit__(None, None, None)
             _synchronize()
             steps = trainer.global_step - self._first
-            self.results["steps_per_second"] = steps / (time.perf_counter() - self._began)
+            seconds = time.perf_counter() - self._began
+            self.results["steps_per_second"] = steps / seconds
+            self.results["samples_per_second"] = self._samples / seconds
             if self._waits:
+                print(f"the host waited at: {dict(self._where.most_common(8))}")
                 self.results["syncs_per_step"] = sum(self._waits) / len(self._waits)
             (Path(trainer.default_root_dir) / "measured.json").write_text(json.dumps(self.results))
 

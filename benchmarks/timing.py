@@ -55,4 +55,4 @@ def print_ratios(ratios: Mapping[str, float]) -> None:
     assert all(math.isfinite(ratio) for ratio in ratios.values()), ratios
     print()
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.4f}")
+        print(f"{name}: {ratio:.4f}" if ratio >= 0.001 or not ratio else f"{name}: {ratio:.3g}")  # never 0 for little
