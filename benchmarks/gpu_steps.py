@@ -9,10 +9,12 @@ Both train in bf16-mixed with channels last, with and without torch.compile. Of 
     <name>_share_of_ceiling   of the rate at which this GPU multiplies bf16 matrices of 8192 × 8192, measured first; a
                               step's work are the multiplications of its forward and backward passes, counted by torch
     <name>_data_share         of the steps' time, spent waiting for data while the GPU had nothing to do
-    <name>_syncs_per_step     operations at which the host waits for the GPU, in steps that end no logging window
+    <name>_syncs_per_step     operations at which the host waits for the GPU, in steps that end no logging window and
+                              begin no epoch
 
-C3D sees the embedded videos, made at 128 × 128; DCGAN the embedded digits, enlarged to 64 × 64 and three channels. The
-first third of the steps, in which kernels are chosen and compiled, is not counted. Without a GPU it says so and ends.
+C3D sees the embedded videos, made at 128 × 128; DCGAN 10,000 images of noise in the format of CIFAR-10, enlarged to
+64 × 64. The first third of the steps, in which kernels are chosen and compiled, is not counted. Without a GPU it says
+so and ends.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,7 +59,7 @@ EXPERIMENTS = {
         "callbacks.confusion_matrix=null",
         "callbacks.mistakes=null",
     ],
-    "dcgan": ["experiment=gan/dcgan", "data=digits", "callbacks.samples=null"],
+    "dcgan": ["experiment=gan/dcgan", "data=cifar10", "data.root=images", "callbacks.samples=null"],
 }
 ON_GPU = ["trainer=gpu", "channels_last=true"]
 REHEARSAL = {
@@ -104,7 +107,7 @@ class Measure(pl.Callback):
             self._flops.__exit__(None, None, None)
             self.results["flops"] = self._flops.get_total_flops()
         if self._caught is not None:  # all that has happened since the last batch ended: loading, the copy, callbacks
-            if pl_module.window.steps:  # no window has just ended
+            if pl_module.window.steps and batch_idx > 0:  # neither a window nor an epoch has just ended
                 self._waits.append(sum("synchronizing CUDA" in str(warning.message) for warning in self._seen))
             self._where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in self._seen)
             self._seen.clear()
@@ -142,6 +145,17 @@ def ceiling(side: int, device: str) -> float:
     return best
 
 
+def write_noise(folder: Path) -> None:
+    """CIFAR-10's binary version, ten classes of noise: one byte of label, then 3 × 32 × 32 of pixels."""
+    folder.mkdir()
+    (folder / "batches.meta.txt").write_text("".join(f"class{label}\n" for label in range(10)))
+    generator = np.random.default_rng(0)
+    for name, images in (("data_batch_1.bin", 10_000), ("test_batch.bin", 100)):
+        records = generator.integers(0, 256, (images, 1 + 3 * 32 * 32), dtype=np.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.tobytes())
+
+
 def measure(overrides: list[str], count: bool) -> dict[str, float]:
     """Trains, and reads what was measured."""
     callback = f"+callbacks.measure={{_target_: gpu_steps.Measure, count: {count}}}"
@@ -165,6 +179,7 @@ def main() -> None:
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        write_noise(Path("images"))
         for name, experiment in EXPERIMENTS.items():
             flops = 0.0
             for compiled in (False,) if args.rehearse else (False, True):

@@ -372,3 +372,18 @@ def test_the_folder_of_a_killed_run_is_evaluated_and_resumed(run: Command, here:
     assert summary["status"] == "finished"
     assert summary["steps"] == 8
     assert summary["test"]
+
+
+@pytest.mark.parametrize("override", ["callbacks.checkpoint=null", "trainer.enable_checkpointing=false"])
+def test_no_run_is_without_checkpoints(override: str, run: Command, here: Path) -> None:
+    one_sentence(run("train", *QUICK, override), 2, override)
+    assert not (here / "outputs").exists()
+
+
+def test_a_run_without_any_other_callback_is_saved_and_tested(run: Command, here: Path) -> None:
+    bare = ["experiment=autoencoder/conv_small", "callbacks=none", "debug=fast", "logger=csv", "trainer.accelerator=cpu"]
+    outcome = run("train", *bare)
+    assert outcome.code == 0, outcome.err
+    folder = RunFolder.open(Path(outcome.out.splitlines()[-1]))
+    assert read_checkpoint(folder.checkpoint("last"))["global_step"] == folder.read_summary()["steps"] > 0
+    assert folder.read_summary()["test"]

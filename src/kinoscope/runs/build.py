@@ -87,6 +87,11 @@ def build_logger(config: DictConfig, context: Mapping[str, Any]) -> Logger | Non
 
 def try_callbacks(config: DictConfig) -> None:
     """Makes those callbacks once that need nothing of the run, for what they reject. Raises `Refusal`."""
+    if config.callbacks.get("checkpoint") is None or config.trainer.get("enable_checkpointing") is False:
+        what = (
+            "trainer.enable_checkpointing=false" if config.callbacks.get("checkpoint") else "callbacks.checkpoint=null"
+        )
+        raise Refusal(f"{what}: checkpoints are what a run is stopped, resumed and tested by; leave it out")
     for name, node in config.callbacks.items():
         if node is not None and not node.get("_partial_"):
             _refusing(f"callbacks.{name}", node, None)

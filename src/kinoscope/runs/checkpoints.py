@@ -279,12 +279,14 @@ def logged(trainer: pl.Trainer) -> dict[str, float]:
 def check_finite(system: System) -> None:
     """Raises `NonFinite` rather than letting a broken state overwrite a good checkpoint."""
     system.window.check()
-    for name, parameter in system.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise NonFinite(
-                f"the weights '{name}' became non-finite before step {system.clock}; the run was stopped and the last "
-                "good checkpoint stands: lower the learning rate, clip gradients, or look with debug=nan"
-            )
+    finite = {name: torch.isfinite(parameter).all() for name, parameter in system.named_parameters()}
+    # One wait for the device, not one for each parameter.
+    if finite and not torch.stack([*finite.values()]).all():
+        name = next(name for name, whole in finite.items() if not whole)
+        raise NonFinite(
+            f"the weights '{name}' became non-finite before step {system.clock}; the run was stopped and the last good "
+            "checkpoint stands: lower the learning rate, clip gradients, or look with debug=nan"
+        )
 
 
 def collect_rng() -> dict[str, Any]:
