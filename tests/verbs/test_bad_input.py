@@ -381,7 +381,13 @@ def test_no_run_is_without_checkpoints(override: str, run: Command, here: Path) 
 
 
 def test_a_run_without_any_other_callback_is_saved_and_tested(run: Command, here: Path) -> None:
-    bare = ["experiment=autoencoder/conv_small", "callbacks=none", "debug=fast", "logger=csv", "trainer.accelerator=cpu"]
+    bare = [
+        "experiment=autoencoder/conv_small",
+        "callbacks=none",
+        "debug=fast",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+    ]
     outcome = run("train", *bare)
     assert outcome.code == 0, outcome.err
     folder = RunFolder.open(Path(outcome.out.splitlines()[-1]))
