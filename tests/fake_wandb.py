@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +22,8 @@ class FakeWandB:
         asked: names of the queries that came, in order.
         views: workspaces that were saved.
         artifacts: those that were announced; their files are not taken.
+        connections: those that are open.
+        alive: until it is told to die.
     """
 
     def __init__(self) -> None:
@@ -27,6 +31,7 @@ class FakeWandB:
         self.asked: list[str] = []
         self.views: list[dict[str, Any]] = []
         self.artifacts: list[dict[str, Any]] = []
+        self.connections: set[socket.socket] = set()
         fake = self
 
         class Handler(_Handler):
@@ -35,19 +40,21 @@ class FakeWandB:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.alive = True
         self._thread.start()
-        self._alive = True
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def die(self) -> None:
-        if self._alive:
-            self._alive = False
+        if self.alive:
+            self.alive = False
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+            for connection in list(self.connections):  # what comes on one that is kept open would be answered still
+                hang_up(connection)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         found = re.search(r"(?:query|mutation)\s+(\w+)", query)
@@ -90,9 +97,24 @@ class FakeWandB:
         rows[offset:] = [json.loads(line) for line in lines]
 
 
+def hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other end was first
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: FakeWandB
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+        if not self.owner.alive:  # it died in between
+            hang_up(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a test's output is its own."""

@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         str(out),
         ".",
     ]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     (file,) = out.glob("kinoscope-*.whl")
     with zipfile.ZipFile(file) as archive:
@@ -93,7 +93,7 @@ def test_what_was_packed_runs_without_the_checkout(wheel: zipfile.ZipFile, tmp_p
     ):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
@@ -102,7 +102,7 @@ def test_what_was_packed_runs_without_the_checkout(wheel: zipfile.ZipFile, tmp_p
 def test_the_console_script_and_the_shim_are_installed(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("kinoscope")
     for command in ([str(script), "--help"], [sys.executable, "-m", "train", "--help"]):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         assert "kinoscope" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ class Records:
     def of(cls, file: Path) -> Records:
         # What `wandb leet inspect --json <file>` starts, without a second for importing W&B.
         reader = [get_core_path(), "leet", "inspect", "--json", "--run-file", str(file), str(file.parents[1])]
-        done = subprocess.run(reader, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(reader, capture_output=True, text=True, check=True, timeout=300)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
         return cls([(line["type"], line[line["type"]]) for line in lines])
 

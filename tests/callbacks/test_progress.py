@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from picture_fakes import Run, System
@@ -29,7 +30,11 @@ def test_plain_lines_without_a_terminal(run: Run, capfd: pytest.CaptureFixture[s
     assert "gradient" not in err
 
 
-def test_few_lines_without_a_terminal(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_few_lines_without_a_terminal(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = SimpleNamespace(monotonic=lambda: 100.0, perf_counter=lambda: 100.0)  # a slow machine is due a line more
+    monkeypatch.setattr(progress, "time", still)
     run("fit", Progress())
     run("test", Progress())
     out, err = capfd.readouterr()
@@ -40,6 +45,8 @@ def test_few_lines_without_a_terminal(run: Run, capfd: pytest.CaptureFixture[str
 def test_a_bar_on_a_terminal(run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    for name, size in (("COLUMNS", "200"), ("LINES", "50")):  # a bar is cut to what the environment says, if anything
+        monkeypatch.setenv(name, size)
     run("fit", Progress(), modality="image")
     run("test", Progress())
     drawn = terminal.getvalue()

@@ -58,6 +58,7 @@ def run(line: str, capfd: pytest.CaptureFixture[str], places: dict[str, str]) ->
     return written.out
 
 
+@pytest.mark.timeout(1800)  # four trainings, of minutes where others are at work, too
 def test_every_command_does_what_the_page_says(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert {path.name for path in workplace.iterdir()} == {"my_models", "conf", "test_my_models.py", "use.py"}
     places: dict[str, str] = {}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kinoscope.data import prepare
+from kinoscope.data import children, prepare
 from kinoscope.data.children import sign_of_life
 from kinoscope.data.keeping import Keeper, keeper
 from kinoscope.data.lists.listing import VideoEntry, listing
@@ -44,26 +44,28 @@ def start(root: Path, data: Path, *kinds: str, environment: Mapping[str, str] | 
     )  # fmt: skip
 
 
-def work(how: str, seconds: float) -> str:
-    """A call that takes a while; where it ``beats``, it says in between that it lives."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        if how == "beats":
-            sign_of_life()
-    return how
-
-
-def steps(number: int) -> int:
-    """A call that takes ``number`` tenths of a second in which its process is awake."""
+def beats(number: int) -> int:
+    """A call that says ``number`` times that it lives."""
+    children.BEAT = 0.0
     for _ in range(number):
-        time.sleep(0.1)
+        time.sleep(0.01)  # no clock is so coarse that nothing has passed
+        sign_of_life()
     return number
 
 
+def waits(begun: str, until: str) -> int:
+    """A call that makes one file and lasts until another one is there; gives its process's number."""
+    Path(begun).touch()
+    while not Path(until).exists():
+        time.sleep(0.01)
+    return os.getpid()
+
+
 def hang_with_lock(marker: str) -> None:
-    """Never returns, in native code that keeps Python's lock."""
-    Path(marker).touch()
+    """Never returns, in native code that keeps Python's lock; the marker holds its process's number."""
+    partial = Path(f"{marker}.partial")
+    partial.write_text(str(os.getpid()))
+    partial.replace(marker)
     ctypes.PyDLL(None).sleep(1_000_000)
 
 

@@ -1,5 +1,8 @@
 """A decoder that spins in native code at chosen files, with Python's lock and without: no exception reaches it.
 
+What is left of a sample's time limit passes at once when it begins to spin. So limits can be far above what a good
+sample may take on a busy machine, and no test has to wait for them.
+
 The data set of this module stands for a user's own: ``data._target_=spinning.Spinning``. Imported where `HANGS` is set,
 it puts itself in PyAV's place, and the workers inherit that; ``prepare`` decodes in fresh processes, which know nothing
 of it.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,8 @@ def hang(kind: str) -> None:
     """Never returns; ``lock`` keeps Python's lock, ``free`` gives it up, ``crash`` ends the process."""
     if kind == "crash":
         ctypes.string_at(0)
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
     library: Any = ctypes.PyDLL(None) if kind == "lock" else ctypes.CDLL(None)
     while True:  # pause() would end at any signal that has a handler
         library.sleep(1_000_000)

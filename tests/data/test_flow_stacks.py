@@ -14,6 +14,12 @@ from kinoscope.data.transforms import Augmentation
 L, H, W = 10, 12, 16
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same draws in each test, whichever tests the process has run before."""
+    torch.manual_seed(0)
+
+
 def stacks(length: int = L, stacking: Stacking = "plain", subtract_mean: bool = False) -> FlowStacks:
     return FlowStacks(Farneback(), length, stacking, subtract_mean)
 

@@ -21,7 +21,7 @@ from kinoscope.data.prepare import build
 
 NO_TORCHCODEC = decode.unusable("torchcodec")
 IF_TORCHCODEC = pytest.mark.skipif(NO_TORCHCODEC != "", reason=NO_TORCHCODEC)
-LIMIT = 20.0  # seconds for one file, of which a good one takes a hundredth
+LIMIT = 120.0  # seconds for one file, of which a good one takes a hundredth
 
 
 @pytest.fixture(scope="module")

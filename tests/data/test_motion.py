@@ -288,7 +288,7 @@ def test_two_processes_at_once_generate_once(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=400)[0].split() for process in processes]
     assert all(process.returncode == 0 for process in processes)
     assert sum("generating" in output for output in outputs) == 1
     assert {output[-1] for output in outputs} == {motion.folder(tmp_path, SMALL).name}

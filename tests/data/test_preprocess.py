@@ -7,7 +7,13 @@ from torch import Tensor
 from kinoscope.data.decode import target_size
 from kinoscope.data.preprocess import Crops, ImagePreprocess, VideoPreprocess, frame_size
 
-GENERATOR = torch.Generator().manual_seed(0)
+GENERATOR = torch.Generator()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same draws in each test, whichever tests the process has run before."""
+    GENERATOR.manual_seed(0)
 
 
 def pixels(*shape: int) -> Tensor:

@@ -32,9 +32,15 @@ from kinoscope.data.windows import Place, zoom
 from kinoscope.errors import Refusal
 from kinoscope.runs.build import build_datamodule
 
-GENERATOR = torch.Generator().manual_seed(0)
+GENERATOR = torch.Generator()
 PIXELS = VideoPreprocess(8, resize=None, mean=0, std=1 / 255)  # normalised values are grey levels
 ALL: tuple[Transform, ...] = (MultiScaleCrop(), ColourJitter(0.4, 0.4, 0.4, 0.1), RandomErasing(0.7))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same draws in each test, whichever tests the process has run before."""
+    GENERATOR.manual_seed(0)
 
 
 def pixels(*shape: int) -> Tensor:

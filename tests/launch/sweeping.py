@@ -24,7 +24,7 @@ def job():
     import json, math, os, signal, time
     from pathlib import Path
     from kinoscope.launch.processes import hold_tether
-    from kinoscope.runs.folder import TELL, tell
+    from kinoscope.runs.folder import TELL, tell, write_text
 
     hold_tether()
     words = dict(word.lstrip("+").split("=", 1) for word in sys.orig_argv[4:] if "=" in word)
@@ -41,6 +41,7 @@ def job():
     lr, seed = float(words.get("model.lr", 0.1)), int(words.get("seed", 0))
     loss = (math.log10(lr) + 2) ** 2 + seed / 100
     summary = {"status": "running", "seconds": 1.5, "monitor": "val/loss", "best": {}, "last": {}, "test": {}}
+    table = Path(os.environ[TELL]).parents[1] / "sweep.csv"
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 
@@ -60,14 +61,22 @@ def job():
             time.sleep(0.02)
         if stopped:
             end(75, status="interrupted")
+    late = do == "prune" and number > 1  # it begins when two are told, and does not end unasked
+    patience = time.monotonic() + 120
+    while late and not (table.exists() and table.read_text().count("finished") >= 2) and time.monotonic() < patience:
+        time.sleep(0.02)
     rows = ["step,epoch,val/loss"]
     for step in range(1, 21):
         rows.append(f"{step},0,{loss + 1 / step}")
-        (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-        if do == "curve":
+        write_text(folder / "metrics.csv", "\n".join(rows) + "\n")
+        if late:
             time.sleep(0.1)
         if stopped:
             end(75, status="interrupted")
+    while late and not stopped and time.monotonic() < patience:
+        time.sleep(0.02)
+    if stopped:
+        end(75, status="interrupted")
     best = {"val/loss": loss, "val/size": 1 / lr, "step": 7}
     end(0, status="finished", best=best, last=best, test={"test/loss": loss + 1})
 
@@ -116,8 +125,8 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=pipe, stderr=pipe, text=True)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What the condition returns as soon as that is true."""
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What the condition returns as soon as that is true. A machine at work elsewhere may take its time."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "waited in vain"
@@ -137,7 +146,8 @@ def processes_of(run: Path) -> list[dict[str, Any]]:
 
 
 def is_alive(process: int) -> bool:
+    """Whether it still runs; a killed one may do so for a moment, until it is its turn to die."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):  # the other one if it ends between the opening and the reading
         return False

@@ -6,6 +6,7 @@ processes, their files and their signals are real.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,11 +20,12 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig
+from sweeping import is_alive, wait_for
 
 from kinoscope.errors import Refusal
 from kinoscope.launch import ranks
 
-# Python imports sitecustomize at start: here it puts a fake in the place of the verb, shortens the time that is left to
+# Python imports sitecustomize at start: here it puts a fake in the place of the verb, sets the time that is left to
 # ranks which lost another, and knows a resolver that gives each process another value.
 FAKE_VERB = """
 import atexit, json, os, signal, subprocess, sys, time
@@ -35,12 +37,12 @@ from omegaconf import OmegaConf
 atexit.register(lambda: "torch" in sys.modules and Path("torch-was-imported").touch())
 
 import kinoscope.launch.ranks
-kinoscope.launch.ranks.GRACE = kinoscope.launch.ranks.ABORT = 1.0
+kinoscope.launch.ranks.GRACE = kinoscope.launch.ranks.ABORT = float(os.environ["PATIENCE"])
 OmegaConf.register_new_resolver("process", os.getpid)
 
 def run(config, overrides):
     from kinoscope.errors import Interrupted, KinoscopeError, Refusal
-    from kinoscope.runs.folder import RunFolder, tell
+    from kinoscope.runs.folder import RunFolder, tell, write_text
 
     do, rank = config.card.do, int(os.environ["RANK"])
     here = Path.cwd()
@@ -58,14 +60,14 @@ def run(config, overrides):
     if do == f"refuse {rank}":
         raise Refusal("no such disk")
     if do.startswith("refuse"):
-        time.sleep(60)
+        time.sleep(600)
     folder = here / "outputs" / "thing" / "run"
     if rank == 0:
         folder.mkdir(parents=True)
         RunFolder(folder).write_summary(status="running")
         tell(folder)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # as a loader's worker
-    (here / f"child-{rank}").write_text(str(child.pid))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a loader's worker
+    write_text(here / f"child-{rank}", str(child.pid))
     while len(list(here.glob("child-*"))) < 2:
         time.sleep(0.01)
     if do == f"break {rank}":
@@ -81,7 +83,7 @@ def run(config, overrides):
     signal.signal(signal.SIGINT, lambda *_: (here / f"asked-{rank}").touch())
     (here / f"ready-{rank}").touch()
     if do == "deaf":
-        time.sleep(60)
+        time.sleep(600)
     while not list(here.glob("asked-*")):  # as ranks agree
         time.sleep(0.01)
     print(folder) if rank == 0 else None
@@ -117,10 +119,11 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path, do: str) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(folder / "path"), *filter(None, sys.path)])
     command = ["--config-dir", str(folder / "conf"), "experiment=thing", "trainer=ddp", "trainer.accelerator=cpu"]
+    patience = "60" if do == "refuse" else "1"  # where each must have its say, there is time for it
     return subprocess.Popen(
         [sys.executable, "-m", "train", *command, "trainer.devices=2", f"card.do={do}"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PATIENCE": patience},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -129,7 +132,7 @@ def start(folder: Path, do: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
     try:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()  # its ranks hold a tether
     return process.returncode, out.splitlines(), err
@@ -143,19 +146,16 @@ def status(folder: Path) -> str:
     return json.loads((folder / "outputs/thing/run/summary.json").read_text())["status"]
 
 
-def is_alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 def survivors(folder: Path) -> list[int]:
     """Processes of the ranks that are left; their workers too."""
     children = [int(file.read_text()) for file in folder.glob("child-*")]
     leaders = [json.loads(file.read_text())["pid"] for file in folder.glob("rank-*.json")]
     return [process for process in (*children, *leaders) if is_alive(process)]
+
+
+def wait_for_the_last(folder: Path) -> None:
+    """Nobody waits for the workers, who would sleep for ten minutes: they are killed, and die when it is their turn."""
+    wait_for(lambda: not survivors(folder))
 
 
 @proc
@@ -179,7 +179,7 @@ def test_the_ranks_share_one_config_and_one_voice(folder: Path) -> None:
     assert out == ["chatter of 0", str(folder / "outputs/thing/run")]
     assert "[rank 1] chatter of 1" in err
     assert not (folder / "torch-was-imported").exists()  # what starts ranks waits for no import
-    assert survivors(folder) == []
+    wait_for_the_last(folder)
 
 
 def test_what_all_ranks_refuse_is_said_once(folder: Path) -> None:
@@ -215,13 +215,13 @@ def test_a_rank_that_ends_takes_the_others_along(folder: Path, do: str, code: in
     assert out[-1] == str(folder / "outputs/thing/run")
     assert status(folder) == left
     assert message in (folder / "outputs/thing/run/train.log").read_text()
-    assert survivors(folder) == []
+    wait_for_the_last(folder)
 
 
 @pytest.fixture
 def at_work(folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     process = start(folder, getattr(request, "param", "wait"))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("ready-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
@@ -242,7 +242,7 @@ def test_a_signal_reaches_the_rank_that_speaks_for_all(
     assert not (folder / "asked-1").exists()
     assert err.splitlines()[-1] == "kinoscope: stopped by a signal"
     assert out[-1] == str(folder / "outputs/thing/run")
-    assert survivors(folder) == []
+    wait_for_the_last(folder)
 
 
 @proc
@@ -250,35 +250,31 @@ def test_a_signal_reaches_the_rank_that_speaks_for_all(
 def test_a_second_ctrl_c_waits_for_nobody(folder: Path, at_work: subprocess.Popen[str]) -> None:
     began = time.monotonic()
     at_work.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    wait_for((folder / "asked-0").exists)  # two that come together are one
     at_work.send_signal(signal.SIGINT)
     code, _, err = finish(at_work)
     assert code == 75
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50  # a last save has 60 seconds, and the ranks sleep for ten minutes
     assert "aborted; resume with: python -m train resume=" in err
     assert status(folder) == "interrupted"
-    assert survivors(folder) == []
+    wait_for_the_last(folder)
 
 
 @proc
 def test_ranks_stop_when_what_started_them_is_killed(folder: Path, at_work: subprocess.Popen[str]) -> None:
     at_work.kill()
-    deadline = time.monotonic() + 20
     leaders = [read(folder, rank)["pid"] for rank in (0, 1)]
-    while any(map(is_alive, leaders)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, leaders))
+    wait_for(lambda: not any(map(is_alive, leaders)))
     assert list(folder.glob("asked-*"))  # each is asked and could save itself; the first one's answer ends the other
     assert not Path(read(folder, 0)["job"]).parent.exists()
     for child in folder.glob("child-*"):  # of the fake, which has no one to end it
-        os.kill(int(child.read_text()), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child.read_text()), signal.SIGKILL)
 
 
 def test_an_interrupt_before_there_is_a_folder_ends_all_at_once(folder: Path) -> None:
     process = start(folder, "refuse 2")  # sleeps, since there is no rank 2
-    deadline = time.monotonic() + 30
-    while len(list(folder.glob("rank-*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None or len(list(folder.glob("rank-*.json"))) == 2)
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 75
@@ -340,11 +336,11 @@ def test_several_nodes_need_to_be_told_where_they_meet(monkeypatch: pytest.Monke
     for name in ("MASTER_PORT", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Refusal, match="MASTER_PORT and NODE_RANK must be set on each node"):
-        ranks._rendezvous(nodes=3, processes=2)
+        ranks._rendezvous(nodes=3, processes=2, port=1)
     monkeypatch.setenv("MASTER_PORT", "1234")
     monkeypatch.setenv("NODE_RANK", "2")
     here = {"MASTER_ADDR": "node-1", "MASTER_PORT": "1234", "NODE_RANK": "2", "WORLD_SIZE": "6"}
-    assert ranks._rendezvous(nodes=3, processes=2) == [
+    assert ranks._rendezvous(nodes=3, processes=2, port=1) == [
         here | {"LOCAL_RANK": "0", "RANK": "4"},
         here | {"LOCAL_RANK": "1", "RANK": "5"},
     ]

@@ -147,8 +147,9 @@ def test_a_preempted_local_job_continues_its_run(tmp_path: Path, monkeypatch: py
 
     command = [*SYSTEMS["autoencoder"], *COMMON, "trainer.max_epochs=3"]
     preempted = "+callbacks.preempted={_target_: faults.Preempted, at: 8, sends: SIGUSR2}"
-    with train(tmp_path, *command, preempted, "hydra/launcher=submitit_local") as sweep:  # -m goes without saying
-        out, err = sweep.communicate(timeout=240)
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.signal_delay_s=150"]  # 120 of them for the last save
+    with train(tmp_path, *command, preempted, *launcher) as sweep:  # -m goes without saying
+        out, err = sweep.communicate(timeout=400)
     assert sweep.returncode == 0, err
     (row,) = rows(tmp_path)
     assert (row["status"], row["exit_code"]) == ("finished", "0")
@@ -181,7 +182,7 @@ def test_ctrl_c_lets_local_jobs_save_themselves(fake: Path) -> None:
         while sweep.poll() is None and not list(fake.parent.glob("outputs/*/*/*/listening")):
             time.sleep(0.05)
         sweep.terminate()
-        _, err = sweep.communicate(timeout=90)
+        _, err = sweep.communicate(timeout=200)
     assert sweep.returncode == 75, err
     assert [(row["seed"], row["status"], row["exit_code"]) for row in rows(fake.parent)] == [("4", "interrupted", "75")]
 
@@ -205,7 +206,7 @@ def on_slurm(cluster: Path, *overrides: str) -> tuple[subprocess.Popen[str], str
     home = cluster.parent
     found = os.pathsep.join([str(cluster), os.environ["PATH"]])
     with train(home, "hydra/launcher=submitit_slurm", *overrides, path=home / "path", PATH=found) as sweep:
-        out, err = sweep.communicate(timeout=120)
+        out, err = sweep.communicate(timeout=300)
     return sweep, out, err
 
 
@@ -287,7 +288,7 @@ def test_ctrl_c_leaves_the_jobs_to_the_cluster(cluster: Path) -> None:
         said = [sweep.stderr.readline() for _ in range(2)]
         assert [line.rstrip().rpartition(" ")[2] for line in said] == ["4242_0", "4242_1"]
         sweep.terminate()
-        _, err = sweep.communicate(timeout=60)
+        _, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 75, err
     assert "the jobs go on; 'scancel 4242_0 4242_1' ends them" in err
     assert [row["status"] for row in rows(home)] == ["running", "running"]

@@ -45,7 +45,7 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Pat
     run = made(tmp_path)
     program = (
         "import sys, time; from kinoscope.runs.folder import RunFolder; "
-        f"run = RunFolder.open({str(run.path)!r}); run.lock(); print('locked', flush=True); time.sleep(60)"
+        f"run = RunFolder.open({str(run.path)!r}); run.lock(); print('locked', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:

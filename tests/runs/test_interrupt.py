@@ -111,7 +111,7 @@ def test_a_preemption_before_the_run_has_begun_can_be_told_from_a_failure(tmp_pa
     done = subprocess.run(
         [sys.executable, "-m", "kinoscope", "train", "logger=csv"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 75, done.stderr
     assert done.stderr == "kinoscope: interrupted\n"

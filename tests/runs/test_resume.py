@@ -45,11 +45,12 @@ def fault(at: int, moment: str = "batch", sends: str = "null") -> str:
 
 
 def stopped(system: str, *extra: str) -> RunFolder:
-    """Trains until the fault in ``extra`` strikes; the newest run folder."""
+    """Trains until the fault in ``extra`` strikes; the folder of that run."""
+    before = set(Path("outputs").glob("*/*/*"))
     with pytest.raises((Interrupted, sys.modules["faults"].Boom if "faults" in sys.modules else Exception)):
         kinoscope.train(command(system, *extra))
-    folders = sorted(Path("outputs").glob("*/*/*"), key=lambda path: path.stat().st_mtime_ns)
-    return RunFolder.open(max(folders, key=lambda path: (path / "config.yaml").stat().st_mtime_ns))
+    (path,) = set(Path("outputs").glob("*/*/*")) - before
+    return RunFolder.open(path)
 
 
 def resume(run: RunFolder, *extra: str) -> None:

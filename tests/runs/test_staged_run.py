@@ -63,7 +63,7 @@ def start(*overrides: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=500)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

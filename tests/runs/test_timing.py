@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,26 @@ class Clock:
         return self.now
 
 
+class Ticking(Clock):
+    """Time that passes with each look at it besides: every phase takes some, however fast or coarse the machine's."""
+
+    def perf_counter(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(stopwatch, "time", made)
     stopwatch.begin()
+    return made
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    made = Ticking()
+    monkeypatch.setattr(stopwatch, "time", made)
     return made
 
 
@@ -259,7 +273,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def test_a_run_sums_up_over_its_processes(home: Path) -> None:
+def test_a_run_sums_up_over_its_processes(home: Path, ticking: Ticking) -> None:
     fault = "+callbacks.fault={_target_: faults.Fault, at: 6, sends: SIGTERM}"
     with pytest.raises(Interrupted):
         kinoscope.train([*TINY, fault])
@@ -279,12 +293,12 @@ def test_a_run_sums_up_over_its_processes(home: Path) -> None:
 
 
 def test_a_slow_disk_is_told_with_what_helps(
-    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    home: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read = ImageDataset.__getitems__
 
     def slowly(self: ImageDataset, keys: Any) -> Any:
-        time.sleep(0.2)
+        ticking.now += 0.2
         return read(self, keys)
 
     monkeypatch.setattr(ImageDataset, "__getitems__", slowly)
@@ -307,4 +321,4 @@ def test_peak_memory_is_of_this_process_at_any_time() -> None:
     block = b"x" * 200_000_000
     size = len(block)
     del block
-    assert timing.peak_resident() - before > 0.9 * size
+    assert timing.peak_resident() - before > size / 2  # meanwhile the system may take back pages of files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import rank_scenarios
 import torch
 
 from kinoscope.launch.processes import Child
+from kinoscope.launch.ranks import kept_port
 
 RANKS = 2
 
@@ -21,21 +21,20 @@ RANKS = 2
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, dict[str, Any]]]]:
     """What each of the two ranks has left of each scenario."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(RANKS), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": str(RANKS), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, rank_scenarios.__file__, str(folder)]
     logs = [(folder / f"log{rank}").open("w+") for rank in range(RANKS)]
-    children = [
-        Child(command, common | {"LOCAL_RANK": str(rank), "RANK": str(rank)}, stdout=log, stderr=log)
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [child.wait(timeout=240) for child in children]
-    finally:
-        for child in children:
-            child.end(grace=0)
+    with kept_port() as port:
+        common["MASTER_PORT"] = str(port)
+        children = [
+            Child(command, common | {"LOCAL_RANK": str(rank), "RANK": str(rank)}, stdout=log, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            codes = [child.wait(timeout=480) for child in children]
+        finally:
+            for child in children:
+                child.end(grace=0)
     for log in logs:
         log.seek(0)
     assert codes == [0] * RANKS, "\n".join(log.read() for log in logs)

@@ -72,5 +72,5 @@ def test_nothing_of_it_needs_torch(classifier: RunFolder, here: Path) -> None:
         f"codes = [main(['report', f'{{key}}={classifier.path}']) for key in ('run', 'runs')]; "
         "print(codes, *sorted({'torch', 'lightning', 'wandb', 'pandas', 'sklearn', 'optuna'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, timeout=300)
     assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr

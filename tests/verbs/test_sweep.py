@@ -19,7 +19,7 @@ QUICK = [*AUTOENCODER, *ONE_EPOCH, "callbacks.reconstructions=null", "trainer.li
 def sweep(here: Path, *overrides: str) -> tuple[subprocess.CompletedProcess[str], Path, list[dict[str, str]]]:
     """A sweep in a process, its folder, and the rows of its table."""
     command = [sys.executable, "-m", "train", *QUICK, *overrides]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, env=os.environ)
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=500, env=os.environ)
     (last,) = done.stdout.splitlines()
     with (here / last / "sweep.csv").open(newline="") as file:
         return done, here / last, list(csv.DictReader(file))

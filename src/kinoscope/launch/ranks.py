@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -112,10 +113,10 @@ def supervise(
         KinoscopeError: what ended a rank, said once; ``exit_code`` is that rank's.
     """
     nodes = int(_trainer(config, overrides).get("num_nodes", 1))
-    rendezvous = _rendezvous(nodes, processes)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     job = {"verb": verb, "config": resolved, "overrides": list(overrides), "argv": sys.argv, "path": sys.path}
-    with tempfile.TemporaryDirectory(prefix="kinoscope-ranks-") as scratch:
+    with kept_port() as port, tempfile.TemporaryDirectory(prefix="kinoscope-ranks-") as scratch:
+        rendezvous = _rendezvous(nodes, processes, port)
         file = Path(scratch) / "job.yaml"
         file.touch(mode=0o600)
         file.write_text(OmegaConf.to_yaml(OmegaConf.create(job)))
@@ -129,8 +130,8 @@ def supervise(
                 result(line)
 
 
-def _rendezvous(nodes: int, processes: int) -> list[dict[str, str]]:
-    """The environment of each rank of this node, by which they find one another."""
+def _rendezvous(nodes: int, processes: int, port: int) -> list[dict[str, str]]:
+    """The environment of each rank of this node, by which they find one another; on one node at ``port``."""
     here = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "0"}
     if nodes > 1:
         names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
@@ -142,16 +143,22 @@ def _rendezvous(nodes: int, processes: int) -> list[dict[str, str]]:
                 "the processes"
             )
         here = {name: os.environ[name] for name in names}
-    here.setdefault("MASTER_PORT", str(_free_port()))
+    here.setdefault("MASTER_PORT", str(port))
     first = int(here["NODE_RANK"]) * processes
     size = str(nodes * processes)
     return [here | {"LOCAL_RANK": str(r), "RANK": str(first + r), "WORLD_SIZE": size} for r in range(processes)]
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A free port, which nobody else is given inside; the ranks, who reuse addresses too, may listen there.
+
+    They need seconds to get that far, in which a port that is only looked up can become another process's.
+    """
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ class _Team:
         with stream:
             for line in stream:
                 if prefix is not None:
-                    print(prefix, line, sep="", end="", file=sys.stderr, flush=True)
+                    print(prefix + line, end="", file=sys.stderr, flush=True)  # at once: the others talk, too
                     continue
                 if self.last_line:
                     print(self.last_line, flush=True)

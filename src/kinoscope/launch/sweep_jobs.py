@@ -223,7 +223,7 @@ def _keep_last(stream: IO[str], last: list[str], prefix: str) -> None:
             if not line.strip():
                 continue
             if last:
-                print(prefix + last.pop(), file=sys.stderr, flush=True)
+                _say(prefix + last.pop())
             last.append(line.strip())
 
 
@@ -231,4 +231,9 @@ def _pass_on(stream: IO[str], prefix: str) -> None:
     with stream:
         for line in stream:
             if line.strip():
-                print(prefix + line.rstrip(), file=sys.stderr, flush=True)
+                _say(prefix + line.rstrip())
+
+
+def _say(line: str) -> None:
+    """Its end with it: where stderr is not buffered, that of another thread's line would come between."""
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)

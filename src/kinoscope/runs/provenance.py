@@ -26,6 +26,7 @@ PACKAGES = (
     "decord",
     "torchcodec",
 )
+PATIENCE = 60  # seconds for git, of which a large checkout on a slow disk takes many
 MOST_DIFF = 1_000_000  # characters of uncommitted changes that are kept
 MOST_UNTRACKED = 1000  # names of files that git does not follow
 
@@ -102,7 +103,7 @@ def _git(folder: Path, *command: str) -> str | None:
             ["git", "-C", str(folder), *command],
             capture_output=True,
             text=True,
-            timeout=10,
+            timeout=PATIENCE,
             check=True,
             errors="replace",
         )

@@ -26,6 +26,7 @@ log = logging.getLogger("kinoscope")
 
 Mode = Literal["offline", "online", "disabled"]
 
+PATIENCE = 240.0  # seconds for W&B's own process on a busy machine, where there is no server to wait for
 LONGEST_TAG = 64  # characters; W&B refuses more
 
 
@@ -251,7 +252,7 @@ def wandb_logger(
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                init_timeout=timeout,
+                init_timeout=timeout if mode == "online" else PATIENCE,
                 finish_timeout=finish_timeout,
                 finish_timeout_raises=True,
             ),

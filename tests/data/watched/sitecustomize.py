@@ -4,13 +4,14 @@
 ``<who>:<n>``: the n-th time that one process of that kind, ``parent`` or ``child``, touches the file system, it is
 killed there by SIGKILL, once in all, since the marker `KILLED` is then there. `UNKEEPABLE` names a video of which no
 cache can be made. `PASSING` is ``<fault>:<name>``: that video cannot be read (``eio``), or the process that reads it
-(``read``) or keeps its frames (``keep``) crashes.
+(``read``) or keeps its frames (``keep``) crashes, or never gets on with it (``hold``).
 """
 
 import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def fail_at(fault: str, name: str) -> None:
             return probe(path, decoder, each, begin)  # type: ignore[arg-type]
         if fault == "eio":
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        if fault == "hold":
+            time.sleep(1_000_000)
         return crash() if fault == "read" else probe(path, decoder, each, crash)  # type: ignore[arg-type]
 
     decode.probe = failing  # type: ignore[assignment]

@@ -120,13 +120,14 @@ class Store:
         for partial in self.folder.glob(f"*.tar{PARTIAL}"):
             with contextlib.suppress(Timeout), FileLock(self._lock(partial.stem), timeout=0):
                 partial.unlink(missing_ok=True)  # whoever fetched it is gone
-        coming = {shard.name: shard.bytes for shard in self.description.shards}
-        held = sum(coming.get(partial.stem, 0) for partial in self.folder.glob(f"*.tar{PARTIAL}"))
+        coming = {partial.stem for partial in self.folder.glob(f"*.tar{PARTIAL}")}
         found: list[tuple[int, int, Path]] = []
         for path in self.folder.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
+        coming -= {path.name for _, _, path in found}  # one that has come since is counted once
+        held = sum(shard.bytes for shard in self.description.shards if shard.name in coming)
         held += sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if held <= room:
