@@ -11,7 +11,6 @@ import atexit
 import gc
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kinoscope.console import show
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch.processes import hold_tether
 from kinoscope.runs import stopwatch
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        return _show(_overview())
+        show(_overview())
+        return 0
     verb, *rest = arguments
     if verb not in VERBS:
         from kinoscope.config.suggest import did_you_mean
@@ -86,7 +87,8 @@ def _main(arguments: list[str]) -> int:
     if flags.help:
         from kinoscope.config.help import page
 
-        return _show(page(verb, flags.overrides, flags.config_dir))
+        show(page(verb, flags.overrides, flags.config_dir))
+        return 0
     checked = _checked(verb, flags)
     if checked.begin is not None and flags.cfg is None:
         return checked.begin()
@@ -96,14 +98,6 @@ def _main(arguments: list[str]) -> int:
 def _overview() -> str:
     width = max(map(len, VERBS))
     return OVERVIEW.format(verbs="\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()))
-
-
-def _show(text: str) -> int:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader (head, less) has seen enough; nothing more is to be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _complain(sentence: str) -> None:
@@ -210,10 +204,10 @@ def _run(verb: str, config: DictConfig, overrides: Sequence[str], config_dir: st
             from kinoscope.launch import ranks
             from kinoscope.runs.stages import after_stages
 
-            with after_stages(config, overrides, config_dir, ended=print) as left:
+            with after_stages(config, overrides, config_dir, ended=show) as left:
                 processes = ranks.to_start(verb, left, overrides)
                 if processes:
-                    ranks.supervise(verb, left, overrides, processes, result=print)
+                    ranks.supervise(verb, left, overrides, processes, result=show)
                     return 0
                 return verb_module(verb).run(left, overrides)
     except KinoscopeError as error:

@@ -40,11 +40,6 @@ class Outcome:
     fault: str | None = None
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_children(
     function: str, calls: Sequence[Sequence[Any]], workers: int, time_limit: float | None = None
 ) -> Iterator[Outcome]:

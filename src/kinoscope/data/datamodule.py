@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from kinoscope.contracts import DataSpec
-from kinoscope.data.children import cores
 from kinoscope.data.keys import KeyedBatchSampler
 from kinoscope.data.loading import BatchSource, KeyedLoader, Subset, position_of
 from kinoscope.errors import KinoscopeError
+from kinoscope.launch.processes import cores
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch

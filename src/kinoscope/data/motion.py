@@ -30,10 +30,11 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from kinoscope.data import motion_scenes
-from kinoscope.data.children import cores, in_children
+from kinoscope.data.children import in_children
 from kinoscope.data.lists.ucf101 import LISTS, SPLITS
 from kinoscope.data.motion_scenes import CLASSES, Task
 from kinoscope.errors import KinoscopeError, Refusal
+from kinoscope.launch.processes import cores
 
 # Raise this whenever the same parameters would give other videos.
 VERSION = 2

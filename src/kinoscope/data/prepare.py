@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kinoscope.data.children import cores, in_children
+from kinoscope.data.children import in_children
 from kinoscope.data.decode import Decoder
 from kinoscope.data.keeping import INDEX, INDEX_SCHEMA, Keeper, kept_file, sound
 from kinoscope.data.manifest import ABSENT, MEASURED, SCHEMA, Manifest, measures_of_others, write
@@ -38,7 +38,7 @@ from kinoscope.data.survey import Files, survey
 from kinoscope.data.tables import Column, Journal, equal, places, taken, whole, write_table
 from kinoscope.data.tally import in_bytes, report
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
-from kinoscope.launch.processes import listening
+from kinoscope.launch.processes import cores, listening
 
 TIME_LIMIT = 120.0  # seconds without a single frame
 SAMPLED = 32  # headers that are read to predict how much will be kept of videos that were never read

@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
 from kinoscope.config.compose import plain
+from kinoscope.console import show
 from kinoscope.errors import Interrupted
 from kinoscope.launch.places import places
 from kinoscope.launch.sweep_folder import SweepFolder
@@ -101,7 +102,7 @@ def conclude(folder: SweepFolder, jobs: Sequence[Job], objectives: Objectives) -
     """What a sweep says at its end: its table and its best runs on stderr, its folder on stdout."""
     words = "\n".join(in_words(jobs, objectives))
     print(f"\n{table(jobs, objectives)}\n\n{words}" if jobs else "no job was begun", file=sys.stderr, flush=True)
-    print(folder.path, flush=True)
+    show(folder.path)
 
 
 def program(verb: str, hydra_overrides: Sequence[str], config_dirs: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinoscope.errors import Refusal
+from kinoscope.launch.processes import cores
 
 
 def places(n_jobs: int, devices_per_job: int | None, trainer: Mapping[str, Any], workers: int) -> list[dict[str, str]]:
@@ -79,8 +80,7 @@ def _threads(processes: int, workers: int) -> dict[str, str]:
     """Without it every job would take all cores, and they would wait for each other."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return {}  # the user's own choice
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // processes - workers))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // processes - workers))}
 
 
 def cuda_devices() -> list[str]:

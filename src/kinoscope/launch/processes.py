@@ -30,6 +30,11 @@ GRACE = 10.0  # seconds between asking a child to end and killing what is left o
 LAST_SAVE = 60.0  # seconds that a child without an owner has for saving itself
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Child:
     """A command in a process group of its own, which does not outlive its owner.
 

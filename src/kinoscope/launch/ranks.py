@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kinoscope.console import show
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch.processes import GRACE, LAST_SAVE, STOP_SIGNALS, Child, listening
 from kinoscope.runs.folder import TELL, RunFolder, Status, tell, write_json
@@ -233,7 +234,7 @@ class _Team:
                     print(prefix + line, end="", file=sys.stderr, flush=True)  # at once: the others talk, too
                     continue
                 if self.last_line:
-                    print(self.last_line, flush=True)
+                    show(self.last_line)
                 self.last_line = line.rstrip("\n")
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from kinoscope.config.compose import plain
+from kinoscope.console import show
 from kinoscope.runs.build import build_trainer
 from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
@@ -72,4 +72,4 @@ def print_table(layers: list[Layer], system: System, title: str) -> None:
         lines.append(f"{layer.name:<{width}}  {layer.kind:<18}  {layer.parameters:>12,}  {shape}")
     total = sum(parameter.numel() for parameter in system.parameters() if parameter.requires_grad)
     lines.append(f"{total:,} trainable parameters; one batch went forward and backward")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(*lines)

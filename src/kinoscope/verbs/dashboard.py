@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig
 
+from kinoscope.console import show
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs.wandb_files import has_account
 
@@ -80,7 +81,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """The verb: prints the address of the new workspace, or with ``dry`` what would be sent, as JSON."""
     workspace = compose(config.family, config.project, config.entity or "", config.name)
     if config.dry:
-        print(json.dumps(as_sent(workspace), indent=2), flush=True)
+        show(json.dumps(as_sent(workspace), indent=2))
         return 0
     if not has_account():
         raise Refusal(
@@ -94,7 +95,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         address = workspace.save().url
     except Exception as error:  # W&B raises whatever its transport does
         raise KinoscopeError(f"dashboard: W&B did not take the workspace ({error}); try again later") from error
-    print(address, flush=True)
+    show(address)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from kinoscope.console import show
 from kinoscope.errors import Refusal
 from kinoscope.runs import agreement
 from kinoscope.runs.build import TRUSTED, build_callbacks, build_datamodule, build_trainer
@@ -34,7 +35,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     """The verb: writes ``evaluation.json`` and pictures into the run's folder, and prints the folder."""
     loaded = load_run(config.run, config.checkpoint, trust=list(config.trust))
     evaluate(loaded, config)
-    rank_zero_only(print)(loaded.folder, flush=True)
+    rank_zero_only(show)(loaded.folder)
     return 0
 
 

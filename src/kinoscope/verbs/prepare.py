@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from kinoscope.console import show
 from kinoscope.data.shards import writing
 from kinoscope.data.video import Videos
 from kinoscope.errors import Refusal
@@ -44,5 +44,4 @@ def _write_shards(datamodule: Videos, config: DictConfig) -> str:
 
 
 def _say(lines: list[str]) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    show(*lines)

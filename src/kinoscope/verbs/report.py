@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from kinoscope.callbacks.comparison import draw_comparison
 from kinoscope.callbacks.drawing import save
+from kinoscope.console import show
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs import report
 
@@ -21,7 +22,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     if (config.run is None) == (config.runs is None):
         raise Refusal("give run=<folder> for one run, or runs=<folder, pattern or list> to compare several")
     if config.run is not None:
-        print(report.page(report.read(config.run)), flush=True)
+        show(report.page(report.read(config.run)))
         return 0
     wanted = [config.runs] if isinstance(config.runs, str) else list(config.runs)
     runs = report.find(wanted)
@@ -31,8 +32,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         save(sheet.picture(), path)
     except OSError as error:
         raise KinoscopeError(f"'{path}' cannot be written ({error.strerror or error}); give output=<file>") from error
-    print(report.comparison(runs))
-    print(path, flush=True)
+    show(report.comparison(runs), path)
     return 0
 
 

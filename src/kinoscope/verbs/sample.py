@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from kinoscope.callbacks.drawing import Sheet, as_pixels, save
 from kinoscope.callbacks.reconstructions import draw_strip
 from kinoscope.callbacks.samples import draw_samples
+from kinoscope.console import show
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs.build import TRUSTED, build_datamodule
 from kinoscope.runs.load import Run, load_run
@@ -37,7 +38,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         save(sheet.picture(), path)
     except OSError as error:
         raise KinoscopeError(f"'{path}' cannot be written ({error.strerror or error})") from error
-    print(path, flush=True)
+    show(path)
     return 0
 
 

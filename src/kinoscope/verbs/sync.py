@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from kinoscope.console import show
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.launch.processes import Child
 from kinoscope.runs.wandb_files import has_account, is_sent, unsent_files
@@ -27,7 +28,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         log.info("W&B: nothing waits in '%s'", config.output_dir)
         return 0
     if config.dry:
-        print(*files, sep="\n", flush=True)
+        show(*files)
         return 0
     if not has_account():
         raise Refusal(
@@ -36,7 +37,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         )
     for batch in _batches(files):
         _send(batch)
-        print(*filter(is_sent, batch), sep="\n", flush=True)
+        show(*filter(is_sent, batch))
     left = [file for file in files if not is_sent(file)]
     if left:
         raise KinoscopeError(f"W&B has not taken {len(left)} of {len(files)}, as '{left[0]}'; run this again later")

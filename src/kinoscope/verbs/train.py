@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinoscope.config.compose import compose_checked, plain
 from kinoscope.config.stages import STAGE
+from kinoscope.console import show
 from kinoscope.errors import Interrupted, KinoscopeError, Refusal
 from kinoscope.launch import ranks
+from kinoscope.launch.processes import cores
 from kinoscope.runs import agreement, provenance, resume, stopwatch, warm_start
 from kinoscope.runs.build import (
     build_callbacks,
@@ -106,7 +108,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         execute(config, overrides, begun)
     finally:
         for folder in made:
-            print(folder, flush=True)
+            show(folder)
     return 0
 
 
@@ -192,8 +194,7 @@ def _threads(workers: int, ranks_here: int) -> int:
     the run's config: sums are equal to the last bit only where it is the same.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(asked) if asked.isdigit() else max(1, cores // ranks_here - workers)
+    return int(asked) if asked.isdigit() else max(1, cores() // ranks_here - workers)
 
 
 def _require_threads(threads: int | None) -> None:

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from kinoscope.data import draws
-from kinoscope.data.children import cores
 from kinoscope.data.manifest import Manifest
 from kinoscope.data.shards.description import NAME, Description, File
 from kinoscope.data.tables import sync, write_table
 from kinoscope.errors import KinoscopeError, Refusal
+from kinoscope.launch.processes import cores
 from kinoscope.runs.signature import file_hash
 
 # Where each row of the manifest lies: the shard's number, -1 for a video that cannot be used; its bytes there.
