@@ -1,4 +1,4 @@
-"""Local response normalisation, output lengths and initial weights, against torch and the printed formulas."""
+"""Local response normalisation, pooling, output lengths and initial weights, against torch and the printed formulas."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from kinoscope.networks.layers.fully_connected import fully_connected
 from kinoscope.networks.layers.init import he_
 from kinoscope.networks.layers.lrn import LocalResponseNorm, window_sum
+from kinoscope.networks.layers.pooling import MaxPool3d
 from kinoscope.networks.layers.sizes import out_length
 
 
@@ -94,3 +95,27 @@ def test_he_keeps_the_signal_and_the_first_loss_is_log_k() -> None:
     assert 1 / 3 < net[:-1](x).square().mean().item() < 3
     loss = nn.functional.cross_entropy(net(x), torch.arange(256) % 5)
     assert abs(loss.item() - torch.tensor(5.0).log().item()) < 0.1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["first", "last"])
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("window", [(1, 2, 2), (2, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("shape", [(2, 3, 6, 8, 10), (2, 3, 5, 7, 9), (1, 1, 3, 4, 4)])
+def test_pooling_by_planes_is_pooling(
+    shape: tuple[int, ...], window: tuple[int, int, int], ceil: bool, layout: torch.memory_format
+) -> None:
+    """Values and gradients to the bit; of pixels that are small whole numbers many are the greatest of a window."""
+    pixels = (
+        torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)).float().contiguous(memory_format=layout)
+    )
+    pool = MaxPool3d(window, ceil_mode=ceil)
+    planes, torchs = (pixels.clone().requires_grad_() for _ in range(2))
+    ours, theirs = pool.by_planes(planes), nn.MaxPool3d(window, ceil_mode=ceil)(torchs)
+    assert torch.equal(ours, theirs)
+    assert ours.is_contiguous(memory_format=layout)
+    gradient = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
+    ours.backward(gradient)
+    theirs.backward(gradient)
+    assert planes.grad is not None and torchs.grad is not None
+    assert torch.equal(planes.grad, torchs.grad)
+    assert torch.equal(pool(pixels), theirs)

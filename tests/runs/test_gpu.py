@@ -23,7 +23,7 @@ from kinoscope.runs.folder import RunFolder
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 GPU = ["trainer.accelerator=gpu", "deterministic=true"]
-# Of a GPU's own generator; and CUDA has no deterministic 3D pooling.
+# Dropout is drawn by the device's own generator.
 ALIKE = {"classification": ["model.network.dropout=0"]}
 
 
@@ -79,6 +79,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(system: str, precision: str) -> 
     if precision == "16-mixed":
         assert read_checkpoint(ours.checkpoint("last"))["MixedPrecision"]["scale"] > 1
     assert ours.read_summary()["memory"]["cuda"] > 1e6
+
+
+def test_c3d_is_the_same_each_time() -> None:
+    """Its poolings span time, too."""
+    small = ["data.groups=8", "data.clips_per_group=2", "data.batch_size=4", "data.workers=0", "trainer.max_epochs=1"]
+    few = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    quiet = [f"callbacks.{name}=null" for name in ("contact_sheet", "confusion_matrix", "mistakes")]
+    command = ["experiment=video/c3d_small", *COMMON, *small, *few, *quiet, *GPU, "trainer.precision=bf16-mixed"]
+    ours, theirs = (RunFolder.open(kinoscope.train(command)) for _ in range(2))
+    assert_same_run(ours, theirs)
 
 
 class Waits(pl.Callback):

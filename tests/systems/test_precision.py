@@ -12,9 +12,11 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from kinoscope.errors import Refusal
 from kinoscope.objectives.adversarial import NonSaturating
 from kinoscope.systems.adversarial import Adversarial
 from kinoscope.systems.base import System
+from kinoscope.systems.tuning import keep_sound, require_tunable
 
 # Data without validation, few batches: Lightning has something to say about each.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -95,6 +97,42 @@ def test_bfloat16_keeps_weights_and_losses_in_float32(make: Any) -> None:
     assert losses
     rounded = torch.tensor(losses).bfloat16().double()
     assert not torch.equal(rounded, torch.tensor(losses, dtype=torch.float64))  # they have more than bfloat16's digits
+
+
+class Reaching(System):
+    """Kernels that reach past both ends of an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv3d(16, 16, 3, padding=1)  # over two frames, as C3D's last
+        self.transposed = nn.ConvTranspose2d(16, 16, 3, stride=2, padding=1)  # over one pixel
+        self.linear = nn.Linear(16, 16)
+
+    def gradients(self, dtype: torch.dtype) -> list[Tensor]:
+        x = torch.randn(4, 16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+        self.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            assert self.linear(x[:, :, 0, 0, 0]).dtype == dtype  # all else is left to autocast
+            answer = self.convolution(x).square().sum() + self.transposed(x[:, :, 0, :1, :1]).square().sum()
+        answer.backward()
+        return [p.grad.clone() for p in self.parameters() if p.grad is not None]
+
+
+def test_bfloat16_on_a_cpu_takes_no_gradient_from_memory_that_nobody_has_written() -> None:
+    plain, kept = Reaching(), Reaching()
+    keep_sound(kept, torch.device("cpu"), "bf16-mixed")
+    expected = plain.gradients(torch.float32)
+    for turn in range(3):
+        junk = [torch.full((30_000 * (turn + 1),), 1e30) for _ in range(3)]
+        del junk  # what lies in memory afterwards
+        for ours, theirs in zip(kept.gradients(torch.bfloat16), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    with pytest.raises(Refusal, match="bf16-true: on a CPU, torch gets the gradients of Conv3d wrong"):
+        require_tunable(plain, None, False, torch.device("cpu"), "bf16-true")
+    require_tunable(plain, None, False, torch.device("cuda"), "bf16-true")
+    keep_sound(plain, torch.device("cuda"), "bf16-mixed")
+    assert "forward" not in vars(plain.convolution)
 
 
 class Norms(torch.optim.SGD):

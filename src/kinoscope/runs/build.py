@@ -29,7 +29,7 @@ from kinoscope.runs.fit_loop import repair
 from kinoscope.runs.quiet import quiet
 from kinoscope.systems.base import System
 from kinoscope.systems.classification import Classification
-from kinoscope.systems.tuning import require_tunable
+from kinoscope.systems.tuning import keep_sound, require_tunable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
@@ -139,7 +139,7 @@ def try_trainer(config: DictConfig, system: System) -> pl.Trainer:
     device = trainer.strategy.root_device
     if config.trainer.get("sync_batchnorm") and device.type == "cpu" and trainer.world_size > 1:
         raise Refusal("trainer.sync_batchnorm needs GPUs; leave it out on a CPU")
-    require_tunable(system, config.get("compile"), config.get("channels_last"), device)
+    require_tunable(system, config.get("compile"), config.get("channels_last"), device, trainer.precision)
     return trainer
 
 
@@ -167,6 +167,7 @@ def build_trainer(
         default_root_dir=folder and str(folder),
     )
     repair(trainer)
+    keep_sound(system, trainer.strategy.root_device, trainer.precision)
     return trainer
 
 

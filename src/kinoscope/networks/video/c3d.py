@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from kinoscope.networks.layers.fully_connected import fully_connected
 from kinoscope.networks.layers.init import gaussian_, he_
+from kinoscope.networks.layers.pooling import MaxPool3d
 from kinoscope.networks.layers.sizes import out_length
 
 
@@ -72,7 +73,7 @@ class C3D(nn.Module):
                 layers[f"relu{stage}{letter:c}"] = nn.ReLU(inplace=True)
                 previous = width
             span = 1 if stage == 1 else 2  # pool1 leaves time alone
-            layers[f"pool{stage}"] = nn.MaxPool3d((span, 2, 2), ceil_mode=pool_ceil)
+            layers[f"pool{stage}"] = MaxPool3d((span, 2, 2), ceil_mode=pool_ceil)
             length = out_length(length, span, span, ceil=pool_ceil)
             side = out_length(side, 2, 2, ceil=pool_ceil)
             if length < 1 or side < 1:

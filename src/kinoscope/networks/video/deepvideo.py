@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from kinoscope.networks.layers.fully_connected import fully_connected
 from kinoscope.networks.layers.init import gaussian_, he_
 from kinoscope.networks.layers.lrn import LocalResponseNorm
+from kinoscope.networks.layers.pooling import MaxPool3d
 from kinoscope.networks.layers.sizes import out_length
 
 Reach = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (extent, stride) in time of conv1, conv2, conv3
@@ -106,18 +107,18 @@ class DeepVideo(nn.Module):
                 conv1=nn.Conv3d(in_channels, c1, (t1, k, k), (s1, s, s), (0, p, p)),  # (B, 96, 4, 57, 57)
                 relu1=nn.ReLU(inplace=True),
                 norm1=LocalResponseNorm(beta=lrn_beta),
-                pool1=nn.MaxPool3d((1, 2, 2)),  # (B, 96, 4, 28, 28)
+                pool1=MaxPool3d((1, 2, 2)),  # (B, 96, 4, 28, 28)
                 conv2=nn.Conv3d(c1, c2, (t2, 5, 5), (s2, 1, 1), (0, 2, 2)),  # (B, 256, 2, 28, 28)
                 relu2=nn.ReLU(inplace=True),
                 norm2=LocalResponseNorm(beta=lrn_beta),
-                pool2=nn.MaxPool3d((1, 2, 2)),  # (B, 256, 2, 14, 14)
+                pool2=MaxPool3d((1, 2, 2)),  # (B, 256, 2, 14, 14)
                 conv3=nn.Conv3d(c2, c3, (t3, 3, 3), (s3, 1, 1), (0, 1, 1)),  # (B, 384, 1, 14, 14)
                 relu3=nn.ReLU(inplace=True),
                 conv4=nn.Conv3d(c3, c4, (1, 3, 3), 1, (0, 1, 1)),  # (B, 384, 1, 14, 14)
                 relu4=nn.ReLU(inplace=True),
                 conv5=nn.Conv3d(c4, c5, (1, 3, 3), 1, (0, 1, 1)),  # (B, 256, 1, 14, 14)
                 relu5=nn.ReLU(inplace=True),
-                pool3=nn.MaxPool3d((1, 2, 2)),  # (B, 256, 1, 7, 7)
+                pool3=MaxPool3d((1, 2, 2)),  # (B, 256, 1, 7, 7)
             )
         )
         self.head = fully_connected(length * c5 * side * side, fc, num_classes, dropout)
