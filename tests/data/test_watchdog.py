@@ -26,7 +26,7 @@ from kinoscope.data.watchdog import Watchdog
 from kinoscope.errors import DecodeError, KinoscopeError
 
 LIMIT = 60  # seconds; where one of these samples spins, they pass at once
-SHORT = 0.3  # seconds; where they really pass
+SHORT = 0.8  # seconds; where they really pass
 
 
 @pytest.fixture(autouse=True)
