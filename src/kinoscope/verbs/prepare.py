@@ -22,7 +22,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
             raise Refusal("shards: only videos in files of their own are written into shards.")
     datamodule.prepare_data()
     if lines := datamodule.tally():
-        _say([*lines, ""])
+        show(*lines, "")
     datamodule.setup("fit")
     datamodule.setup("test")
     spec = datamodule.spec
@@ -31,7 +31,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     lines.append(f"{spec.num_classes} classes of {spec.modality}; data hash {datamodule.fingerprint()[:16]}")
     if config.shards is not None:
         lines.append(_write_shards(datamodule, config))
-    _say(lines)
+    show(*lines)
     return 0
 
 
@@ -41,7 +41,3 @@ def _write_shards(datamodule: Videos, config: DictConfig) -> str:
     size = sum(shard.bytes for shard in description.shards)
     made = f"{len(description.shards)} shards, {size / 1e9:.3g} GB"
     return f"{made}; data=shards data.root={config.shards} trains from them"
-
-
-def _say(lines: list[str]) -> None:
-    show(*lines)
