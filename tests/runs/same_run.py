@@ -18,17 +18,17 @@ COMMON = [
 IMAGES = ["data=digits", "data.batch_size=128", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
 SYSTEMS = {
     "autoencoder": [
-        "experiment=autoencoder/conv_small", *IMAGES, "model.log_every=3", "callbacks.reconstructions=null",
+        "experiment=autoencoder/conv_small", *IMAGES, "model.log_every=4", "callbacks.reconstructions=null",
         "+trainer.val_check_interval=2", "model.scheduler_monitor=val/squared_error",
         "model.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true, patience: 0, "
         "threshold: 0.5, factor: 0.5}",
     ],
     "adversarial": [
-        "experiment=gan/dcgan_small", *IMAGES, "model.log_every=3", "callbacks.samples=null", "model.ema_decay=0.9",
+        "experiment=gan/dcgan_small", *IMAGES, "model.log_every=4", "callbacks.samples=null", "model.ema_decay=0.9",
         "model.generator.width=4",
     ],
     "classification": [
-        "experiment=video/slow_fusion_small", "data.batch_size=8", "model.log_every=3", "data.groups=8",
+        "experiment=video/slow_fusion_small", "data.batch_size=8", "model.log_every=4", "data.groups=8",
         "data.clips_per_group=2", "data.workers=0", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2",
         "trainer.limit_test_batches=1", "callbacks.contact_sheet=null", "callbacks.confusion_matrix=null",
         "callbacks.mistakes=null",

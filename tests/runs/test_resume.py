@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from same_run import COMMON, SYSTEMS, assert_equal, assert_same_run
+from same_run import COMMON, SYSTEMS, assert_equal, assert_same_run, rows
 
 import kinoscope
 from kinoscope.errors import Interrupted, Refusal
@@ -97,6 +97,26 @@ def test_an_exception_anywhere_costs_only_the_steps_since_the_last_checkpoint(
     assert run.read_summary()["status"] == "failed"
     resume(run)
     assert_same_run(run, uninterrupted[system])
+
+
+@pytest.mark.parametrize(("system", "term"), [("autoencoder", "train/loss"), ("adversarial", "train/critic_loss")])
+def test_the_last_steps_are_logged_however_few_they_are(system: str, term: str, uninterrupted: Uninterrupted) -> None:
+    """Fifteen steps in windows of four: the last mean is that of three."""
+    each = RunFolder.open(kinoscope.train(command(system, "model.log_every=1")))
+    steps = {int(row["step"]): float(row[term]) for row in rows(each.metrics_file) if row[term]}
+    means = {int(row["step"]): float(row[term]) for row in rows(uninterrupted[system].metrics_file) if row[term]}
+    assert list(steps) == list(range(1, 16))
+    assert list(means) == [4, 8, 12, 15]
+    for end, begin in ((4, 1), (8, 5), (12, 9), (15, 13)):
+        inside = [steps[step] for step in range(begin, end + 1)]
+        assert means[end] == pytest.approx(sum(inside) / len(inside), rel=1e-9)
+
+
+def test_a_run_with_nothing_left_to_train_logs_its_last_steps_too(uninterrupted: Uninterrupted) -> None:
+    run = stopped("autoencoder", fault(1, "test", sends="SIGTERM"))
+    assert [row["step"] for row in rows(run.metrics_file)][-1] == "15"
+    resume(run)
+    assert_same_run(run, uninterrupted["autoencoder"])
 
 
 def test_other_workers_continue_the_same_run(uninterrupted: Uninterrupted) -> None:

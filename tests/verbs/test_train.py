@@ -247,13 +247,13 @@ CRITIC = [*GAN, "callbacks.samples=null", "model.critic_steps=3", "model.log_eve
 
 
 @pytest.mark.parametrize(
-    "command",
-    [[*QUICK, "model.log_every=2", "trainer.accumulate_grad_batches=4"], CRITIC,
-     [*CRITIC, "trainer.accumulate_grad_batches=2"]],
+    ("command", "full"),
+    [([*QUICK, "model.log_every=2", "trainer.accumulate_grad_batches=4"], True), (CRITIC, True),
+     ([*CRITIC, "trainer.accumulate_grad_batches=2"], False)],
     ids=["accumulated", "gan", "gan-accumulated"],
 )  # fmt: skip
-def test_there_is_one_clock(here: Path, command: list[str]) -> None:
-    """And a window's means have the learning rates beside them."""
+def test_there_is_one_clock(here: Path, command: list[str], full: bool) -> None:
+    """And a window's means have the learning rates beside them, but for a last one that is not full."""
     batches = ["data.batch_size=16", "trainer.limit_train_batches=32", "trainer.val_check_interval=16"]
     run = RunFolder.open(kinoscope.train([*command, *ONE_EPOCH, *batches, "trainer.limit_test_batches=1"]))
     with run.metrics_file.open(newline="") as file:
@@ -263,7 +263,25 @@ def test_there_is_one_clock(here: Path, command: list[str]) -> None:
     assert steps[-1] == run.read_summary()["steps"]
     windows = [any(value for name, value in row.items() if name.startswith("train/")) for row in rows]
     assert any(windows)
-    assert [bool(row["lr-Adam"]) for row in rows] == windows
+    rated = [bool(row["lr-Adam"]) for row in rows]
+    assert rated[:-1] == windows[:-1]
+    assert (windows[-1], rated[-1]) == (True, full)
+
+
+def test_a_step_is_logged_once(here: Path) -> None:
+    """The fourth and the fifth update of a critic belong to the generator's first step, which a full one told."""
+    few = [
+        *GAN,
+        *ONE_EPOCH,
+        "callbacks.samples=null",
+        "model.critic_steps=3",
+        "model.log_every=2",
+        "data.batch_size=16",
+    ]
+    runs = [RunFolder.open(kinoscope.train([*few, f"trainer.limit_train_batches={updates}"])) for updates in (4, 5)]
+    four, five = (column(run, "train/critic_loss") for run in runs)
+    assert len(four) == 1
+    assert five == four
 
 
 # The guard

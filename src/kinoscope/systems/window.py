@@ -35,6 +35,7 @@ class Window:
         self.every = every
         self.names: tuple[str, ...] = ()
         self.steps: list[int] = []
+        self.ended = 0  # the last step of the window before
         self._counts: list[int] = []  # samples behind each row
         self._open = False  # whether more batches of the newest step follow
         self._buffer = torch.empty(0)
@@ -84,6 +85,7 @@ class Window:
         """Means over the window, which then starts anew. Raises `NonFinite` like `check`."""
         rows = self._read()
         self._check(rows)
+        self.ended = self.steps[-1] if self.steps else self.ended
         self.steps, self._counts, self._open = [], [], False
         return dict(zip(self.names, rows.double().mean(dim=0).tolist(), strict=True)) if len(rows) else {}
 
@@ -112,10 +114,12 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Between two steps only. All ranks have to call it."""
-        return {"names": list(self.names), "steps": list(self.steps), "values": self._read().clone()}
+        values = self._read().clone()
+        return {"names": list(self.names), "steps": list(self.steps), "values": values, "ended": self.ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.names, self.steps = tuple(state["names"]), list(state["steps"])
+        self.ended = state.get("ended", 0)
         self._counts, self._open = [1] * len(self.steps), False
         values: Tensor = state["values"]
         if self.steps:
