@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 
 from kinoscope.contracts import DataSpec
+from kinoscope.data import loading
 from kinoscope.data.datamodule import KeyedDataModule
 from kinoscope.data.loading import Key, KeyedBatchSampler, KeyedLoader, Subset, keyed_draws
 from kinoscope.data.preprocess import ImagePreprocess
 from kinoscope.errors import KinoscopeError
+from kinoscope.launch.processes import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from kinoscope.contracts import Batch
@@ -293,6 +295,28 @@ def test_a_process_that_ends_with_live_workers_ends(breaks: str) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     # It would hang for ever; 400 seconds are for a busy machine that has to import torch.
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=400)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_worker_leaves_signals_to_its_parent_from_its_first_moment(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own handlers stand before ours: a SIGTERM to the whole group would end a worker that has just begun."""
+    begin = loading._start_worker
+
+    def struck(reading: Any, worker: int) -> None:
+        os.kill(os.getpid(), number)
+        begin(reading, worker)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # what a worker starts hears everything
+
+    monkeypatch.setattr(loading, "_start_worker", struck)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader = KeyedLoader(Numbers(8), KeyedBatchSampler(8, 4), workers=2)
+    try:
+        assert [batch["index"].tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    finally:
+        loader.close()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
 def test_keyed_draws_are_one_row_per_sample() -> None:

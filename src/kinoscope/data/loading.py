@@ -15,6 +15,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
@@ -138,7 +139,8 @@ class KeyedLoader(DataLoader):
         while True:
             self.batch_sampler.start_at(epoch, batch)
             try:
-                iterator: Any = super().__iter__()
+                with _deaf():
+                    iterator: Any = super().__iter__()
             except Exception as error:
                 self._bury(error)
                 continue
@@ -236,11 +238,29 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A process started inside hears nothing of what asks to stop, from its first moment on; this one does later.
+
+    torch's own handlers would let a signal to the whole group end a worker that has just begun.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(reading: Any, worker: int) -> None:
     # Ctrl-C and a cluster's signals reach the whole process group; the parent alone decides what they mean, finishes
     # its step, saves, and closes its workers. (torch has set the worker's thread count to one.)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # what it starts may hear them
     watchdog.start(reading, worker)
 
 
