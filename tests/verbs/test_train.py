@@ -268,6 +268,14 @@ def test_there_is_one_clock(here: Path, command: list[str], full: bool) -> None:
     assert (windows[-1], rated[-1]) == (True, full)
 
 
+def test_a_run_of_few_steps_has_curves(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet = [word for word in QUICK if not word.startswith(("callbacks.learning_curves", "trainer.limit_val"))]
+    run = RunFolder.open(kinoscope.train([*quiet, "trainer.limit_val_batches=0", "model.log_every=1000"]))
+    assert len(column(run, "train/loss")) == 1
+    assert (run.path / "pictures" / "learning_curves.png").exists()
+    assert "no learning curves" not in caplog.text
+
+
 def test_a_step_is_logged_once(here: Path) -> None:
     """The fourth and the fifth update of a critic belong to the generator's first step, which a full one told."""
     few = [

@@ -176,7 +176,7 @@ def style(axes: Axes, lines: Sequence[Series], share: bool) -> None:
     if share:
         axes.set_ylim(min(low, 0.9) - 0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:,.0f}"))
     axes.tick_params(length=0, labelsize=SMALL + 0.5, labelcolor=MUTED, pad=4)
     axes.grid(axis="y", color=RULE, linewidth=0.8)

@@ -169,15 +169,10 @@ class RunCheckpoint(Checkpoint):
             self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # No checkpoint holds it as logged: a run that goes on, with more time, goes on with its window.
-        as_system(pl_module).conclude_training()
         callbacks: list[pl.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
         if any(seconds is not None and seconds <= 0 for seconds in left):
             log.info("trainer.max_time is used up; resume=%s with a higher one goes on", self.run.path)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        as_system(pl_module).conclude_training()  # of a resumed run that had nothing left to train
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.arm()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kinoscope.errors import KinoscopeError, Refusal
 from kinoscope.runs.folder import RunFolder, write_text
+from kinoscope.systems.base import System
 
 FIRST_COLUMNS = ("step", "epoch", "seconds")
 
@@ -132,6 +134,19 @@ class MetricsFile(Logger):
         self._seconds_before = float(last.get("seconds") or 0.0)
         self._started = time.monotonic()
         self._rewrite([{name: row.get(name, "") for name in self._columns} for row in rows])
+
+
+class LastWindow(pl.Callback):
+    """Has the steps logged that training ended in, before other callbacks look at what was logged: it comes first.
+
+    No checkpoint holds them as logged: a run that goes on, with more time, goes on with its window.
+    """
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, System)
+        pl_module.conclude_training()
+
+    on_fit_end = on_train_end  # of a resumed run that had nothing left to train
 
 
 def _plain(value: Any) -> Any:

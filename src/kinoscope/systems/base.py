@@ -118,22 +118,23 @@ class System(pl.LightningModule):
         step = self.clock + 1 if automatic else self.clock
         self.window.add(step, terms, count, more=automatic and self._accumulates)
         if self.window.full:
-            self._end_window(learning_rates(self.trainer.optimizers))
+            self._to_loggers({**self._take_window(), **learning_rates(self.trainer.optimizers)}, step)
 
     def conclude_training(self) -> None:
         """Logs the last window, however few steps it has; all ranks call it together.
 
-        Without learning rates: schedules have moved on from those of its steps. And not in the place of a full one:
-        several updates of a critic belong to one step.
+        Without learning rates and epoch: both have moved on from those of its steps. And not in the place of a full
+        one: several updates of a critic belong to one step.
         """
         if self.window.steps and self.window.steps[-1] > self.window.ended:
-            self._end_window({})
+            step, means = self.window.steps[-1], self._take_window()
+            for logger in self.loggers:
+                logger.log_metrics(means, step=step)
 
-    def _end_window(self, rates: Mapping[str, float]) -> None:
-        step = self.window.steps[-1]
+    def _take_window(self) -> dict[str, float]:
         with self.watch.during("device"):
             self.latest = self.window.take()
-        self._to_loggers({**{f"train/{name}": value for name, value in self.latest.items()}, **rates}, step)
+        return {f"train/{name}": value for name, value in self.latest.items()}
 
     def freeze_named(self, patterns: Sequence[str]) -> None:
         """Keeps parameters as they are: they take no gradient, and no optimizer made from now on has them.

@@ -39,7 +39,7 @@ from kinoscope.runs.build import (
 from kinoscope.runs.checkpoints import AtomicCheckpointIO, resumable
 from kinoscope.runs.folder import RunFolder, require_writable, tell, write_json, write_text
 from kinoscope.runs.interrupt import StopRequest
-from kinoscope.runs.loggers import MetricsFile
+from kinoscope.runs.loggers import LastWindow, MetricsFile
 from kinoscope.runs.quiet import quiet
 from kinoscope.runs.report import in_one_line
 from kinoscope.runs.signature import essence, signature
@@ -336,6 +336,7 @@ def _train(run: Prepared, stop: StopRequest) -> None:
             "mode": config.mode,
         },
     )
+    callbacks.insert(0, LastWindow())
     if agreement.is_joined():
         callbacks.append(agreement.OneOfSeveral(config.seed))
     second = build_logger(config, context) if agreement.rank() == 0 else None
